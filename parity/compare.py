@@ -1,0 +1,202 @@
+"""Verdicts: is what the subject shows what torch.nn shows?
+
+Three verdicts, from best to worst:
+
+*bitwise*           same dtype, same shape, same bits.
+*within rounding*   the numbers differ, by no more than rounding explains (see `allowance`).
+*different*         anything else: a larger error, another shape or dtype, a missing gradient, another fact.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grid import Case
+from .run import Draw, Observations, Precision, draw, observe, same_bits
+
+
+class Verdict(enum.IntEnum):
+    BITWISE = 0
+    ROUNDING = 1
+    DIFFERENT = 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one observed thing compares. Errors are relative to the largest element of the true tensor."""
+
+    name: str
+    verdict: Verdict
+    error: float = 0.0  # the subject's, against the true tensor
+    own: float = 0.0  # torch.nn's own
+    allowed: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case and its differences (tensors with equal bits are counted, not listed)."""
+
+    case: Case
+    bitwise: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return max((difference.verdict for difference in self.differences), default=Verdict.BITWISE)
+
+    @property
+    def values_verdict(self) -> Verdict:
+        """The verdict on everything but the gradients."""
+        values = (difference for difference in self.differences if not difference.name.startswith("grad of"))
+        return max((difference.verdict for difference in values), default=Verdict.BITWISE)
+
+    @property
+    def worst(self) -> Difference | None:
+        """The difference that most exceeds what is allowed, or comes closest to it."""
+        return max(self.differences, key=_severity, default=None)
+
+
+def _severity(difference: Difference) -> tuple[int, float]:
+    return difference.verdict, difference.error / difference.allowed if difference.allowed else float("inf")
+
+
+WIDER = {
+    "float32": torch.float64,
+    "bfloat16": torch.float64,
+    "float16": torch.float64,
+    "complex64": torch.complex128,
+}
+NARROWER = {"float64": torch.float32, "complex128": torch.complex64}
+
+
+def judge(case: Case, subject: Any, reference: Any = torch.nn, seed: int = 0) -> Result:
+    """Run `case` on both and compare. The true values are computed only if some bits differ."""
+    drawn = draw(case, seed)
+    dtype = getattr(torch, case.dtype)
+    exact = Precision(dtype, dtype)
+    theirs = observe(reference, case, drawn, exact)
+    ours = observe(subject, case, drawn, exact)
+    differences = compare_facts(theirs, ours)
+    unequal = []
+    for name in theirs.tensors.keys() | ours.tensors.keys() if not (theirs.error or ours.error) else ():
+        a, b = theirs.tensors.get(name), ours.tensors.get(name)
+        if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape:
+            if a is not b:
+                note = f"torch.nn has {_describe(a)}, the subject has {_describe(b)}"
+                differences.append(Difference(name, Verdict.DIFFERENT, note=note))
+        elif not same_bits(a, b):
+            unequal.append(name)
+    if unequal:
+        yardstick = Yardstick(case, drawn, reference, theirs)
+        differences += [yardstick.compare(name, ours.tensors[name]) for name in sorted(unequal)]
+    bitwise = len(theirs.tensors) - sum(difference.name in theirs.tensors for difference in differences)
+    return Result(case, bitwise, tuple(differences))
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+class Yardstick:
+    """What rounding may do to the tensors of one case, measured on torch.nn."""
+
+    def __init__(self, case: Case, drawn: Draw, reference: Any, theirs: Observations) -> None:
+        dtype = getattr(torch, case.dtype)
+        self.depth = case.layers * max(drawn.lengths)
+        self.eps = torch.finfo(torch.bfloat16 if case.special == "autocast" else dtype).eps
+        self.theirs = theirs.tensors
+        if case.dtype in WIDER:
+            wide = Precision(WIDER[case.dtype], rounded_to=dtype)
+            self.true = observe(reference, case, drawn, wide).tensors
+            self.rough, self.shrink = self.theirs, 1.0
+        else:
+            narrow = Precision(NARROWER[case.dtype], rounded_to=NARROWER[case.dtype])
+            self.true = self.theirs
+            self.rough = observe(reference, case, drawn, narrow).tensors
+            self.shrink = self.eps / torch.finfo(narrow.dtype).eps
+
+    def compare(self, name: str, ours: Tensor) -> Difference:
+        true, rough = self.true[name], self.rough[name]
+        assert true is not None and rough is not None, f"torch.nn has no {name} in another precision"
+        error = relative_error(ours, true)
+        own = relative_error(rough, true) * self.shrink
+        allowed = allowance(own, self.eps, self.depth, exact=self.true is not self.theirs)
+        verdict = Verdict.ROUNDING if error <= allowed else Verdict.DIFFERENT
+        return Difference(name, verdict, error, own, allowed)
+
+
+def allowance(own: float, eps: float, depth: int, exact: bool = True) -> float:
+    """The largest relative error that rounding explains: ``2 * own + 2 * eps * sqrt(depth)``.
+
+    `own` is torch.nn's own error on the same tensor of the same case, `eps` the spacing of the dtype at 1, `depth` the
+    number of steps times layers. Errors are relative to the largest element of the tensor, because an element that is
+    small by cancellation carries the rounding of what cancelled.
+
+    - *Twice own*: both implementations do the same arithmetic up to its order, so their errors are two draws from
+      one distribution. The measured one carries the condition of the case (saturated gates forgive, long memories
+      and ReLU don't), which no formula in eps knows.
+    - *The term in eps* is there because `own` can be small by luck, zero even, above all in a tensor of few elements.
+      A state is rounded at least once a step and layer, a gradient likewise on the way back; each rounding is at most
+      eps / 2 of the scale, and independent roundings add up like a random walk. Four standard steps of that walk
+      are 4 * (eps / 2) * sqrt(depth).
+    - *float64 and complex128* have no wider dtype in torch. The true tensor is then torch.nn's, and `own` its error
+      one precision lower, times the ratio of the two eps: rounding errors are proportional to eps to first order.
+      The reference now errs too (`exact` is false), so three times own are allowed rather than two.
+    - No more than the square root of eps is ever allowed: where torch.nn itself loses half of its digits, the case
+      can't tell right from wrong and must not pass for that reason.
+
+    In float64 this allows about 1e-14; a gradient that is off by 0.1 %, or by a millionth of that, is found.
+    """
+    return min((2 if exact else 3) * own + 2 * eps * depth**0.5, eps**0.5)
+
+
+def relative_error(tensor: Tensor, true: Tensor) -> float:
+    """The largest error of an element, relative to the largest true element; infinite where only one is finite."""
+    if not tensor.numel():
+        return 0.0
+    tensor = tensor.to(true.dtype)
+    finite = torch.isfinite(true)
+    if not torch.equal(finite, torch.isfinite(tensor)):
+        return float("inf")
+    error = torch.where(finite, tensor - true, 0).abs().max().item()
+    scale = torch.where(finite, true, 0).abs().max().item()
+    return error / scale if scale else float("inf") if error else 0.0
+
+
+def compare_facts(theirs: Observations, ours: Observations) -> list[Difference]:
+    """Everything that is not a tensor's value. An exception ends the comparison: nothing else is known then."""
+    if theirs.error or ours.error:
+        if theirs.error == ours.error:
+            return []
+        note = f"torch.nn: {theirs.error or 'no error'}; the subject: {ours.error or 'no error'}"
+        return [Difference("error", Verdict.DIFFERENT, note=note)]
+    differences = []
+    for name, expected in theirs.facts.items():
+        seen = ours.facts.get(name)
+        if not _FACTS.get(name, _equal)(expected, seen):
+            note = f"torch.nn: {expected}; the subject: {seen}"
+            differences.append(Difference(name, Verdict.DIFFERENT, note=note))
+    return differences
+
+
+def _equal(expected: Any, seen: Any) -> bool:
+    return bool(expected == seen)
+
+
+def _no_more(expected: Any, seen: Any) -> bool:
+    """Sharing memory less than torch.nn does is no fault."""
+    return seen is not None and seen <= expected
+
+
+def _no_less(expected: Any, seen: Any) -> bool:
+    """Strides are not compared, but what is contiguous in torch.nn must be so here: `.view` relies on it."""
+    return seen is not None and all(seen.get(name) for name, contiguous in expected.items() if contiguous)
+
+
+_FACTS = {"aliases": _no_more, "contiguous": _no_less}

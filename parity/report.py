@@ -1,0 +1,219 @@
+"""What a run says: a progress line, two tables, the worst difference, the failing cases; the same as JSON."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from .compare import Result, Verdict
+from .grid import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
+
+WIDTH = 100
+COLUMNS = (*KINDS, "cells")
+
+
+def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
+    """Pass results through and say how far they are: in one line on a terminal, every tenth elsewhere."""
+    live = sys.stderr.isatty()
+    start = shown = time.monotonic()
+    different = decile = 0
+    for done, result in enumerate(results, 1):
+        yield result
+        different += result.verdict is Verdict.DIFFERENT
+        now = time.monotonic()
+        if live and now - shown > 0.2 or not live and done * 10 // total > decile:
+            shown, decile = now, done * 10 // total
+            left = (now - start) * (total - done) / done
+            line = f"{done:,} of {total:,} cases, {different:,} different, {left:.0f} s left"
+            print(f"\r{line:<{WIDTH - 1}}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+    if live:
+        print("\r" + " " * (WIDTH - 1) + "\r", end="", file=sys.stderr, flush=True)
+
+
+def column(case: Case) -> str:
+    return "cells" if case.is_cell else case.kind
+
+
+def labels(case: Case) -> Iterator[str]:
+    """The rows of the table by axis that a case counts in."""
+    yield case.dtype + (" oneDNN" if case.onednn else "")
+    if not case.is_cell:
+        yield f"{case.layers} layer" + "s" * (case.layers > 1)
+    yield "bias" if case.bias else "no bias"
+    if not case.is_cell:
+        yield "batch_first" if case.batch_first else "steps first"
+        yield "bidirectional" if case.bidirectional else "one direction"
+        yield case.dropout.replace("_", " ") or "no dropout"
+    yield case.form.replace("_", " ")
+    yield "hx given" if case.hx else "no hx"
+    if case.special:
+        yield case.special
+
+
+ROWS = (
+    *(dtype + suffix for dtype in DTYPES for suffix in ("", " oneDNN")),
+    *("1 layer", "2 layers", "3 layers", "bias", "no bias", "steps first", "batch_first"),
+    *("one direction", "bidirectional", "no dropout", "dropout train", "dropout eval"),
+    *(form.replace("_", " ") for form in FORMS), "batched", "hx given", "no hx",
+    *(special for special in SPECIALS),
+)  # fmt: skip
+GROUPS_BEGIN = ("1 layer", "bias", "steps first", "one direction", "no dropout", "unbatched", "hx given", "empty_batch")
+
+
+def table(results: list[Result]) -> str:
+    """Counts of bitwise / within rounding / different by module and axis value."""
+    counts: dict[tuple[str, str], Counter[Verdict]] = {}
+    for result in results:
+        for row in ("all", *labels(result.case)):
+            counts.setdefault((row, column(result.case)), Counter())[result.verdict] += 1
+    columns = [name for name in COLUMNS if ("all", name) in counts]
+    lines = [f"{'':16}" + "".join(f"{name:>14}" for name in columns)]
+    for row in (*ROWS, "all"):
+        cells = [counts.get((row, name)) for name in columns]
+        if any(cells):
+            if row in GROUPS_BEGIN or row == "all":
+                lines.append("")
+            lines.append(f"{row:16}" + "".join(f"{_counts(cell):>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _counts(cell: Counter[Verdict] | None) -> str:
+    return "/".join(str(cell[verdict]) for verdict in Verdict) if cell else "-"
+
+
+def bitwise_share(results: list[Result]) -> str:
+    """With oneDNN off: in how many cases all outputs and states are bitwise equal, and all gradients too."""
+    values: dict[tuple[str, str], list[bool]] = {}
+    everything: dict[tuple[str, str], list[bool]] = {}
+    for result in results:
+        if not result.case.onednn and result.case.special != "autocast":
+            key = (result.case.kind, result.case.dtype)
+            values.setdefault(key, []).append(result.values_verdict is Verdict.BITWISE)
+            everything.setdefault(key, []).append(result.verdict is Verdict.BITWISE)
+    dtypes = [dtype for dtype in DTYPES if any(key[1] == dtype for key in values)]
+    lines = [f"{'':16}" + "".join(f"{dtype:>14}" for dtype in dtypes)]
+    for kind in (*KINDS, *CELLS):
+        cells = [
+            f"{_share(values[kind, dtype])} | {_share(everything[kind, dtype])}" if (kind, dtype) in values else "-"
+            for dtype in dtypes
+        ]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"{kind:16}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _share(equal: list[bool]) -> str:
+    """In percent, rounded away from 100 and 0: 100 means all, 0 means none."""
+    percent = 100 * sum(equal) / len(equal)
+    return f"{percent:.0f}" if percent in (0, 100) else f"{min(max(percent, 0.1), 99.9):.1f}"
+
+
+def worst(results: list[Result]) -> Result | None:
+    """The result with the largest error in proportion to what is allowed."""
+    rounded = [result for result in results if result.worst is not None]
+    return max(rounded, key=lambda result: _excess(result), default=None)
+
+
+def _excess(result: Result) -> tuple[int, float]:
+    difference = result.worst
+    assert difference is not None
+    return difference.verdict, difference.error / difference.allowed if difference.allowed else 0.0
+
+
+def text(results: list[Result], seconds: float, rerun: str) -> str:
+    """The report of a run. `rerun` is the command line that repeats one case, up to its name."""
+    counts = Counter(result.verdict for result in results)
+    parts = [
+        "Cases by module and axis: bitwise / within rounding / different",
+        table(results),
+        "",
+        "With oneDNN off, the share of cases (%) that are bitwise in all values | in all gradients too",
+        bitwise_share(results),
+        "",
+    ]
+    extreme = worst(results)
+    if extreme is not None and extreme.worst is not None and extreme.worst.allowed:
+        difference = extreme.worst
+        parts += [
+            f"Worst: {difference.name}, error {difference.error:.2g}, torch.nn's own {difference.own:.2g}, "
+            f"allowed {difference.allowed:.2g}, in",
+            f"  {extreme.case.name}",
+            "",
+        ]
+    parts += failures(results, rerun)
+    parts.append(
+        f"{len(results):,} cases in {seconds:.0f} s: {counts[Verdict.BITWISE]:,} bitwise, "
+        f"{counts[Verdict.ROUNDING]:,} within rounding, {counts[Verdict.DIFFERENT]:,} different."
+    )
+    return "\n".join(parts)
+
+
+def failures(results: list[Result], rerun: str, limit: int = 12) -> list[str]:
+    """The differing cases, gathered by module and by what differs first, one example of each with its command."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.verdict is Verdict.DIFFERENT and result.worst is not None:
+            name = result.worst.name.rstrip("_0123456789").removesuffix("_reverse").removesuffix("_l")
+            groups.setdefault((result.case.kind, name), []).append(result)
+    lines = []
+    for (kind, name), members in sorted(groups.items(), key=lambda item: -len(item[1]))[:limit]:
+        example = min(members, key=lambda result: len(result.case.name))
+        difference = example.worst
+        assert difference is not None
+        what = difference.note or f"error {difference.error:.2g}, allowed {difference.allowed:.2g}"
+        lines += [f"DIFFERENT {kind}: {name} in {len(members):,} cases, for example"]
+        lines += [f"  {difference.name}: {what}", f"  {rerun} {example.case.name}", ""]
+    if len(groups) > limit:
+        lines += [f"... and {len(groups) - limit} more kinds of difference (--json lists every case)", ""]
+    return lines
+
+
+def detail(result: Result) -> str:
+    """Everything about one case."""
+    lines = [result.case.name, f"  {'tensor or fact':28}{'verdict':12}{'error':>10}{'torch.nn':>10}{'allowed':>10}"]
+    for difference in result.differences:
+        line = f"  {difference.name:28}{difference.verdict.name.lower():12}"
+        if not difference.note:
+            line += f"{difference.error:10.2g}{difference.own:10.2g}{difference.allowed:10.2g}"
+        lines.append(line + (f"\n    {difference.note}" if difference.note else ""))
+    lines.append(f"  {result.bitwise} tensors bitwise")
+    return "\n".join(lines)
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": 1,
+    }
+
+
+def as_json(results: list[Result], subject: str, seed: int, seconds: float) -> dict[str, Any]:
+    """The whole run as plain data: `cases` maps each name to its verdict and to what isn't bitwise."""
+    counts = Counter(result.verdict for result in results)
+    return {
+        "subject": subject,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "environment": environment(),
+        "counts": {verdict.name.lower(): counts[verdict] for verdict in Verdict},
+        "cases": {
+            result.case.name: {
+                "verdict": result.verdict.name.lower(),
+                "values": result.values_verdict.name.lower(),
+                "differences": [
+                    {**vars(difference), "verdict": difference.verdict.name.lower()}
+                    for difference in result.differences
+                ],
+            }
+            for result in results
+        },
+    }
