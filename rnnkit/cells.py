@@ -1,0 +1,180 @@
+"""RNNCell, LSTMCell, GRUCell: one step of an equation, with weights of its own."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checks
+from .equations import EQUATIONS, Equation, State
+
+
+class RNNCellBase(nn.Module):
+    """What the three cells share: two linear maps, and the equation that joins them.
+
+    input   (N, H_in), or (H_in) unbatched
+    hx      (N, H), or (H) unbatched; for an LSTM a pair (h, c) of them; zeros where not given
+    returns h' shaped as hx; for an LSTM (h', c')
+
+    Raises ValueError for a wrong number of dimensions and RuntimeError for wrong sizes or dtypes, in torch.nn's words.
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias"]
+
+    name: ClassVar[str]
+    input_size: int
+    hidden_size: int
+    bias: bool
+    weight_ih: Tensor  # (G*H, H_in)
+    weight_hh: Tensor  # (G*H, H)
+    bias_ih: Tensor | None  # (G*H)
+    bias_hh: Tensor | None  # (G*H)
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool, num_chunks: int, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        rows = num_chunks * hidden_size
+        for name, shape in (
+            ("weight_ih", (rows, input_size)),
+            ("weight_hh", (rows, hidden_size)),
+            ("bias_ih", rows if bias else None),
+            ("bias_hh", rows if bias else None),
+        ):
+            made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, made)
+        self.reset_parameters()
+
+    @property
+    def equation(self) -> Equation:
+        return EQUATIONS[self.name.removesuffix("Cell")]
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{self.name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        self.check_hx(hx)
+        batched = input.dim() == 2
+        rows = input if batched else input.unsqueeze(0)
+        equation = self.equation
+        if hx is None:
+            zeros = torch.zeros(rows.size(0), self.hidden_size, dtype=input.dtype, device=input.device)
+            state: State = (zeros,) * len(equation.state)
+        else:
+            state = self.as_state(hx, batched)
+            state = state if batched else tuple(s.unsqueeze(0) for s in state)
+        checks.check_cell(rows, state, self.weight_ih, self.weight_hh, len(equation.gates))
+
+        igates = F.linear(rows, self.weight_ih, self.bias_ih)  # (N, G*H)
+        hgates = F.linear(state[0], self.weight_hh, self.bias_hh)  # (N, G*H)
+        state, _ = equation.step(igates, hgates, state)
+
+        if not batched:
+            state = tuple(s.squeeze(0) for s in state)
+        return state if len(state) > 1 else state[0]
+
+    def check_hx(self, hx: Any) -> None:
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"{self.name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+
+    def as_state(self, hx: Any, batched: bool) -> State:
+        return (hx,)
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias is True else f", bias={self.bias}"
+        return f"{self.input_size}, {self.hidden_size}{bias}"
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), in the order of `parameters()`, as torch.nn does."""
+        bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+class RNNCell(RNNCellBase):
+    """Elman's cell, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with relu in place of tanh.
+
+    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html
+
+    >>> cell = RNNCell(10, 20)
+    >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (N, H)
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+
+    name = "RNNCell"
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    @property
+    def equation(self) -> Equation:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return EQUATIONS[f"RNN_{self.nonlinearity.upper()}"]
+
+    def extra_repr(self) -> str:
+        nonlinearity = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"
+        return super().extra_repr() + nonlinearity
+
+
+class LSTMCell(RNNCellBase):
+    """A long short-term memory cell: c' = f*c + i*g and h' = o*tanh(c'), with gates i, f, g, o.
+
+    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
+
+    >>> cell = LSTMCell(10, 20)
+    >>> h, c = cell(torch.randn(3, 10), (torch.randn(3, 20), torch.randn(3, 20)))  # each (N, H)
+    """
+
+    name = "LSTMCell"
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def check_hx(self, hx: Any) -> None:
+        for k, state in enumerate(() if hx is None else hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead")
+
+    def as_state(self, hx: Any, batched: bool) -> State:
+        if not batched:
+            return hx[0], hx[1]
+        if isinstance(hx, Tensor):
+            raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+        if len(hx) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        return tuple(hx)
+
+
+class GRUCell(RNNCellBase):
+    """A gated recurrent unit: h' = (1 - z)*n + z*h, with gates r, z, n, and r applied after the product.
+
+    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
+
+    >>> cell = GRUCell(10, 20)
+    >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (N, H)
+    """
+
+    name = "GRUCell"
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)

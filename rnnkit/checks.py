@@ -1,0 +1,202 @@
+"""What a call must satisfy, with torch.nn's exceptions and messages, asked before anything is computed.
+
+torch.nn checks shapes in Python and leaves the rest to its kernels. Messages of those kernels stand here where plain
+torch operations would broadcast in silence, or would fail only halfway through the sequence.
+"""
+
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, ...]
+
+
+def check_options(
+    dropout: Any, bias: Any, batch_first: Any, input_size: Any, hidden_size: Any, num_layers: Any, proj_size: Any
+) -> None:
+    """A layer's constructor arguments, in torch.nn's order. Raises ValueError or TypeError."""
+    if not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1 or isinstance(dropout, bool):  # type: ignore[operator]
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+        )
+    if dropout > 0 and num_layers == 1:  # type: ignore[operator]
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+            f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=4,
+        )
+    for name, flag in ("bias", bias), ("batch_first", batch_first):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    for name, size in ("input_size", input_size), ("hidden_size", hidden_size):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero")
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+    if proj_size < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
+    if proj_size >= hidden_size:
+        raise ValueError("proj_size has to be smaller than hidden_size")
+
+
+def autocasting(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def check_rank(kind: str, input: Tensor) -> None:
+    """A layer's input is 2-D or 3-D."""
+    if input.dim() not in (2, 3):
+        noun = "D" if kind == "LSTM" else "D tensor"  # torch.nn says it in two ways
+        raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}{noun} instead")
+
+
+def check_input(input: Tensor, weight: Tensor, input_size: int, rank: int) -> None:
+    """A layer's input: dtype (under autocast that is autocast's affair), rank, last size."""
+    if input.dtype != weight.dtype and not autocasting(input):
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.dim() != rank:
+        raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+    if input.size(-1) != input_size:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {input.size(-1)}")
+
+
+def check_hx_rank(hx: Any, states: int, rank: int) -> None:
+    """hx, or each of (h_0, c_0), has as many dimensions as the input."""
+    form = "batched" if rank == 3 else "unbatched"
+    if states == 1:
+        if hx.dim() != rank:
+            raise RuntimeError(f"For {form} {rank}-D input, hx should also be {rank}-D but got {hx.dim()}-D tensor")
+    elif hx[0].dim() != rank or hx[1].dim() != rank:
+        raise RuntimeError(
+            f"For {form} {rank}-D input, hx and cx should also be {rank}-D "
+            f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+
+
+def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
+    """The rows of a packed input are what its batch sizes count."""
+    if batch_sizes.dtype != torch.int64:
+        found = torch.empty(0, dtype=batch_sizes.dtype).type().removeprefix("torch.").removesuffix("Tensor")
+        raise RuntimeError(f"expected scalar type Long but found {found}")
+    start, before = 0, int(batch_sizes[0])
+    for size in batch_sizes.tolist():
+        if start + size > data.size(0):
+            raise RuntimeError(f"start ({start}) + length ({size}) exceeds dimension size ({data.size(0)}).")
+        if size > before:
+            raise RuntimeError(
+                f"The size of tensor a ({before}) must match the size of tensor b ({size}) at non-singleton dimension 0"
+            )
+        start, before = start + size, size
+    if start < data.size(0):
+        raise RuntimeError(f"batch_sizes count {start} rows, but the packed data have {data.size(0)}")
+
+
+def check_packed_pair(data: Tensor, hx: Sequence[Tensor], expected: Sequence[Size], rows: int) -> None:
+    """A packed LSTM's input and (h_0, c_0): torch.nn leaves these to its kernel, which crashes on some of them.
+
+    expected sizes of (h_0, c_0); rows of the gates' weights
+    """
+    (h, c), (layers, N, H_out) = hx, expected[0]
+    if (h.size(2) != c.size(2)) != (H_out != expected[1][2]):
+        raise RuntimeError("got an incorrect number of RNN parameters")
+    for k, (name, state) in enumerate((("h_0", h), ("c_0", c))):
+        if state.dim() != 3:
+            raise RuntimeError(f"For batched 3-D input, hx[{k}] ({name}) should be 3-D but got {state.dim()}-D tensor")
+    if h.size(0) != layers:
+        raise RuntimeError("Expected more hidden states in stacked_rnn")
+    if c.size(0) < layers:
+        raise RuntimeError(f"Expected c_0 size(0) to be {layers} (num_layers * num_directions), but got {c.size(0)}")
+    if data.dim() > 2:
+        raise RuntimeError(
+            f"output with shape {[N, rows]} doesn't match the broadcast shape {[N, *data.shape[1:-1], rows]}"
+        )
+    if h.size(2) != H_out:
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({N}x{h.size(2)} and {H_out}x{rows})")
+    if h.size(1) == 1 != N:
+        raise RuntimeError(f"output with shape {[1, rows]} doesn't match the broadcast shape {[N, rows]}")
+    if h.size(1) != N:
+        raise RuntimeError(
+            f"The size of tensor a ({h.size(1)}) must match the size of tensor b ({N}) at non-singleton dimension 0"
+        )
+
+
+def check_hx_dtype(h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The state's dtype: a product of no rows raises torch's own message, and computes nothing."""
+    if h.dtype != weight.dtype and not autocasting(h):
+        F.linear(h.new_empty(0, weight.size(-1)), weight, bias)
+
+
+def check_devices(input: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Everything lives where the input lives."""
+    for name, tensors in ("hidden", hx), ("parameter", weights):
+        for tensor in tensors:
+            if tensor.device != input.device:
+                raise RuntimeError(
+                    f"Input and {name} tensors are not at the same device, "
+                    f"found input tensor at {input.device} and {name} tensor at {tensor.device}"
+                )
+
+
+def check_tensors(tensors: Sequence[Any], argument: int) -> None:
+    """Each is a tensor: a bias set to None, say, is not taken for one that was never asked for."""
+    for position, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"expected Tensor as element {position} in argument {argument}, but got {type(tensor).__name__}"
+            )
+
+
+def check_pair(hx: Any, weights: Sequence[Any], packed: bool) -> None:
+    """hx of an LSTM is a tuple or a list, of two."""
+    if isinstance(hx, (tuple, list)):
+        check_tensors(hx, 2 if packed else 1)
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        return
+    # The words of torch's argument parser, which sets against each other what lstm() was given and what it takes.
+    given, params = type(hx).__name__, f"!list of [{', '.join(type(weight).__name__ for weight in weights)}]!"
+    expected = (
+        "tuple of Tensors hx, tuple of Tensors params, bool has_biases, int num_layers, float dropout, bool train"
+    )
+    if packed:
+        got = f"Tensor, Tensor, {given}, list, bool, int, float, bool, bool"
+        as_packed = f"Tensor, Tensor, !{given}!, {params}, bool, int, float, bool, bool"
+        as_padded = f"Tensor, !Tensor!, !{given}!, {params}, !bool!, int, !float!, bool, bool"
+    else:
+        got = f"Tensor, {given}, list, bool, int, float, bool, bool, bool"
+        as_packed = f"Tensor, {given}, {params}, !bool!, !int!, !float!, !bool!, bool, bool"
+        as_padded = f"Tensor, !{given}!, {params}, bool, int, float, bool, bool, bool"
+    invalid = "      didn't match because some of the arguments have invalid types: "
+    raise TypeError(
+        f"lstm() received an invalid combination of arguments - got ({got}), but expected one of:\n"
+        f" * (Tensor data, Tensor batch_sizes, {expected}, bool bidirectional)\n{invalid}({as_packed})\n"
+        f" * (Tensor input, {expected}, bool bidirectional, bool batch_first)\n{invalid}({as_padded})\n"
+    )
+
+
+def check_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, gates: int) -> None:
+    """A cell's sizes: input (N, H_in), each state (N, H), weights (G*H, H_in) and (G*H, H)."""
+    H = w_hh.size(1)
+    if input.size(1) != w_ih.size(1):
+        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}")
+    for name, weight in ("weight_ih", w_ih), ("weight_hh", w_hh):
+        if weight.size(0) != gates * H:
+            raise RuntimeError(
+                f"{name} first dim must be {gates} * hidden_size = {gates * H}, but got {weight.size(0)}"
+            )
+    for k, state in enumerate(hx):
+        if state.size(0) != input.size(0):
+            raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
+        if state.size(1) != H:
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {H}")

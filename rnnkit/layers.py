@@ -1,0 +1,358 @@
+"""RNN, LSTM, GRU: an equation over time, directions and layers. One forward serves all three."""
+
+import math
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks, recurrence
+from .equations import EQUATIONS, Equation
+from .recurrence import Weights
+
+
+class RNNBase(nn.Module):
+    """What the three layers share, which is everything but their constructors' signatures.
+
+    mode is a key of EQUATIONS; the other arguments are those of the layers. An equation of your own, entered in
+    EQUATIONS, gets layers, directions, packing and dropout from here: `RNNBase("MY_MODE", input_size, hidden_size)`.
+
+    input   (L, N, H_in), or (N, L, H_in) with batch_first, or (L, H_in) unbatched, or a PackedSequence
+    hx      (D*num_layers, N, H_out), without N where unbatched; for an LSTM a pair (h_0, c_0), c_0 of last size H_cell;
+            zeros where not given
+    returns output in the form of the input, with last size D*H_out, and h_n shaped as hx; for an LSTM (h_n, c_n)
+
+    The input has the weights' dtype, unless autocast is on. Raises ValueError or RuntimeError for a wrong number of
+    dimensions, size or dtype, and TypeError for a state that is no tensor, in torch.nn's words, and computes nothing.
+    """
+
+    __constants__ = [
+        "mode",
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+        "proj_size",
+    ]
+
+    mode: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        checks.check_options(dropout, bias, batch_first, input_size, hidden_size, num_layers, proj_size)
+        if mode not in EQUATIONS:
+            raise ValueError("Unrecognized RNN mode: " + mode)
+
+        D = 2 if bidirectional else 1
+        H_out = proj_size or hidden_size
+        rows = len(self.equation.gates) * hidden_size
+        self._all_weights: list[list[str]] = []
+        for k in range(num_layers):
+            H_in = D * H_out if k else input_size
+            for suffix in ("", "_reverse")[:D]:
+                shapes: dict[str, Any] = {"weight_ih": (rows, H_in), "weight_hh": (rows, H_out)}
+                if bias:
+                    shapes |= {"bias_ih": rows, "bias_hh": rows}
+                if proj_size:
+                    shapes |= {"weight_hr": (H_out, hidden_size)}
+                self._all_weights.append([f"{name}_l{k}{suffix}" for name in shapes])
+                for name, shape in zip(self._all_weights[-1], shapes.values(), strict=True):
+                    setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    @property
+    def equation(self) -> Equation:
+        return EQUATIONS[self.mode]
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            batched, batch_dim = True, 0
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+            N = batch_sizes[0]
+        else:
+            checks.check_rank(self._kind, input)
+            batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
+            data = input if batched else input.unsqueeze(batch_dim)
+            batch_sizes = sorted_indices = unsorted_indices = None
+            N = data.size(batch_dim)
+            if hx is not None:
+                checks.check_hx_rank(hx, self._states, input.dim())
+                hx = hx if batched else self._each(hx, lambda state: state.unsqueeze(1))
+        hx = self._zeros(data, N) if hx is None else self.permute_hidden(hx, sorted_indices)
+        self._check(data, hx, batch_sizes)
+
+        output, finals = recurrence.stack(
+            self.equation,
+            data.transpose(0, 1) if self.batch_first and not packed else data,
+            list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False)),
+            self._weights,
+            batch_sizes.tolist() if packed else None,
+            self.dropout if self.training else 0.0,
+            self.bidirectional,
+        )
+        h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
+        hx = h_n if len(h_n) > 1 else h_n[0]
+
+        if packed:
+            packed_output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+            return packed_output, self.permute_hidden(hx, unsorted_indices)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not batched:
+            output, hx = output.squeeze(batch_dim), self._each(hx, lambda state: state.squeeze(1))
+        return output, hx
+
+    @property
+    def _kind(self) -> str:
+        return self.mode.split("_")[0]
+
+    @property
+    def _states(self) -> int:
+        return len(self.equation.state)
+
+    def _tuple(self, hx: Any) -> tuple[Tensor, ...]:
+        return (hx,) if self._states == 1 else tuple(hx)
+
+    def _each(self, hx: Any, function: Callable[[Tensor], Tensor]) -> Any:
+        """`function` of hx, or of each of (h, c)."""
+        return function(hx) if self._states == 1 else tuple(function(hx[k]) for k in range(self._states))
+
+    def _zeros(self, data: Tensor, N: Any) -> Any:
+        sizes = self._state_sizes(N)
+        zeros = tuple(torch.zeros(size, dtype=data.dtype, device=data.device) for size in sizes)
+        return zeros if len(zeros) > 1 else zeros[0]
+
+    def _state_sizes(self, N: Any) -> list[tuple[int, ...]]:
+        """(D*num_layers, N, H_out) of h, then (D*num_layers, N, H_cell) of what else the equation carries."""
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        H_out = self.proj_size if self.proj_size > 0 else self.hidden_size
+        return [(layers, N, H_out if k == 0 else self.hidden_size) for k in range(self._states)]
+
+    @property
+    def _weights(self) -> list[Weights]:
+        """The parameters as they are now: one replaced, reparametrised or swapped by functional_call is seen."""
+        fields = ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * self.bias + ["w_hr"] * (self.proj_size > 0)
+        return [
+            Weights(**{field: getattr(self, name) for field, name in zip(fields, names, strict=True)})
+            for names in self._all_weights
+        ]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for names in self._all_weights for name in names]
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    @property
+    def all_weights(self) -> list[list[Any]]:
+        """The parameters, a list for each layer and direction."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    def flatten_parameters(self) -> None:
+        """Nothing: there is no flat buffer to rebuild. Here because programs call it."""
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), in the order of `parameters()`, as torch.nn does."""
+        bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """hx with its batch in another order."""
+        return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
+
+    def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
+        """Everything about a call that its ranks don't say; see checks."""
+        flat_weights = self._flat_weights
+        weights = self._weights[0]
+        if self._states == 1 or batch_sizes is None:
+            self.check_forward_args(data, hx, batch_sizes)
+        if self._states > 1:
+            checks.check_pair(hx, flat_weights, batch_sizes is not None)
+        if batch_sizes is None:
+            checks.check_tensors(flat_weights, argument=2)
+            checks.check_devices(data, self._tuple(hx), flat_weights)
+            if data.size(1 if self.batch_first else 0) == 0:
+                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        else:
+            checks.check_tensors(flat_weights, argument=3)
+            checks.check_packed(data, batch_sizes)
+            if self._states > 1:
+                checks.check_packed_pair(data, hx, self._state_sizes(int(batch_sizes[0])), weights.w_hh.size(0))
+        checks.check_hx_dtype(self._tuple(hx)[0], weights.w_hh, weights.b_hh)
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        """Raise unless the input's dtype, rank and size and the state's sizes fit."""
+        self.check_input(input, batch_sizes)
+        N = input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+        for k, (state, size) in enumerate(zip(self._tuple(hidden), self._state_sizes(N), strict=False)):
+            name = "hidden size" if self._states == 1 else f"hidden[{k}] size"
+            self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        weight = getattr(self, self._all_weights[0][0])
+        checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
+
+    def check_hidden_size(
+        self, hx: Tensor, expected_hidden_size: tuple[int, ...], msg: str = "Expected hidden size {}, got {}"
+    ) -> None:
+        if hx.size() != expected_hidden_size:
+            raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
+
+    def extra_repr(self) -> str:
+        options = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        shown = [f"{name}={getattr(self, name)}" for name, default in options.items() if getattr(self, name) != default]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+class RNN(RNNBase):
+    """Layers of Elman's network, with tanh or relu.
+
+    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+
+    >>> rnn = RNN(10, 20, num_layers=2)
+    >>> output, h_n = rnn(torch.randn(5, 3, 10))  # (L, N, D*H_out) and (D*num_layers, N, H_out)
+    """
+
+    nonlinearity: str
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_projection(kwargs)
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+
+class LSTM(RNNBase):
+    """Layers of long short-term memory, with or without a projection of h.
+
+    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+
+    >>> lstm = LSTM(10, 20, num_layers=2)
+    >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))  # (L, N, D*H_out) and twice (D*num_layers, N, H)
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+
+class GRU(RNNBase):
+    """Layers of gated recurrent units.
+
+    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+
+    >>> gru = GRU(10, 20, num_layers=2)
+    >>> output, h_n = gru(torch.randn(5, 3, 10))  # (L, N, D*H_out) and (D*num_layers, N, H_out)
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+
+
+def refuse_projection(kwargs: dict[str, Any]) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

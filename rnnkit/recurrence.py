@@ -1,0 +1,103 @@
+"""The readable path: an equation, taken over time, directions and layers.
+
+    unroll   one direction of one layer: the equation over time
+    layer    one or both directions of one layer
+    stack    the layers, with dropout between them
+
+Plain torch operations and nothing written in place: this is the definition, and every transform of torch goes through.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .equations import Equation, State
+
+
+class Weights(NamedTuple):
+    """The parameters of one direction of one layer, under torch's names and in torch's order."""
+
+    w_ih: Tensor  # (G*H_cell, H_in)
+    w_hh: Tensor  # (G*H_cell, H_out)
+    b_ih: Tensor | None = None  # (G*H_cell)
+    b_hh: Tensor | None = None  # (G*H_cell)
+    w_hr: Tensor | None = None  # (H_out, H_cell)
+
+
+def unroll(
+    equation: Equation,
+    input: Tensor,
+    state: State,
+    weights: Weights,
+    batch_sizes: Sequence[int] | None,
+    reverse: bool,
+) -> tuple[Tensor, State]:
+    """Take `equation` over the steps of `input`, from the last to the first if `reverse`.
+
+    input   (L, N, H_in), or packed rows (S, H_in) of which step t has the next batch_sizes[t]
+    state   h (N, H_out), and for an LSTM c (N, H_cell)
+    returns output (L, N, H_out) or (S, H_out), and the state after the last step
+    """
+    igates = F.linear(input, weights.w_ih, weights.b_ih)  # (..., G*H_cell), all steps in one product
+    packed = batch_sizes is not None
+    steps = igates.split_with_sizes(batch_sizes) if batch_sizes is not None else igates.unbind(0)
+    outputs: list[Tensor] = []
+    for x in reversed(steps) if reverse else steps:
+        # Rows past this step's batch keep their state: forward, those sequences are over; in reverse, yet to begin.
+        rest = tuple(s[len(x) :] for s in state) if packed and len(x) < len(state[0]) else ()
+        state = tuple(s[: len(x)] for s in state) if rest else state
+        hgates = F.linear(state[0], weights.w_hh, weights.b_hh)  # (n, G*H_cell)
+        state, _ = equation.step(x, hgates, state)
+        if weights.w_hr is not None:
+            state = (F.linear(state[0], weights.w_hr), *state[1:])  # (n, H_out)
+        outputs.append(state[0])
+        if rest:
+            state = tuple(torch.cat(pair) for pair in zip(state, rest, strict=True))
+    if reverse:
+        outputs.reverse()
+    return torch.cat(outputs) if packed else torch.stack(outputs), state
+
+
+def layer(
+    equation: Equation,
+    input: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Weights],
+    batch_sizes: Sequence[int] | None,
+) -> tuple[Tensor, list[State]]:
+    """Both directions over one input, or the forward one alone where there is only one state.
+
+    returns output (L, N, D*H_out) or (S, D*H_out), and the state of each direction
+    """
+    results = [
+        unroll(equation, input, state, weight, batch_sizes, reverse)
+        for state, weight, reverse in zip(states, weights, (False, True), strict=False)
+    ]
+    outputs = [output for output, _ in results]
+    return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0], [state for _, state in results]
+
+
+def stack(
+    equation: Equation,
+    input: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Weights],
+    batch_sizes: Sequence[int] | None,
+    dropout: float,
+    bidirectional: bool,
+) -> tuple[Tensor, list[State]]:
+    """Layers on top of each other, with dropout on what one hands to the next.
+
+    states and weights are ordered as h_n's first dimension: layer by layer, in each the forward direction first.
+    """
+    D = 2 if bidirectional else 1
+    output, finals = input, []
+    for k in range(0, len(weights), D):
+        if k and dropout:
+            output = F.dropout(output, dropout)
+        output, final = layer(equation, output, states[k : k + D], weights[k : k + D], batch_sizes)
+        finals += final
+    return output, finals
