@@ -180,8 +180,8 @@ def check_pair(hx: Any, weights: Sequence[Any], packed: bool) -> None:
     invalid = "      didn't match because some of the arguments have invalid types: "
     raise TypeError(
         f"lstm() received an invalid combination of arguments - got ({got}), but expected one of:\n"
-        f" * (Tensor data, Tensor batch_sizes, {expected}, bool bidirectional)\n{invalid}({as_packed})\n"
-        f" * (Tensor input, {expected}, bool bidirectional, bool batch_first)\n{invalid}({as_padded})\n"
+        f" * (Tensor data, Tensor batch_sizes, {expected})\n{invalid}({as_packed})\n"
+        f" * (Tensor input, {expected}, bool batch_first)\n{invalid}({as_padded})\n"
     )
 
 

@@ -25,7 +25,7 @@ CACHES = ("_flat_weights", "_flat_weights_names", "_flat_weight_refs")
 def convert(model: nn.Module, inplace: bool = True, subclasses: Subclasses = "refuse") -> nn.Module:
     """Replace every torch.nn recurrent module in `model`, at any depth, by rnnkit's.
 
-    inplace     True: the new modules hold the same parameters as the old, so an optimizer built on the model stays good.
+    inplace     True: the new modules hold the same parameters as the old, so an optimizer of theirs stays good.
                 False: a deep copy of the model is converted, parameters copied, and `model` is left alone.
     subclasses  what becomes of modules whose class derives from a torch.nn one (weights under
                 `nn.utils.parametrize` make such a class too): "refuse" them, "keep" them as they are, or "convert"
@@ -57,7 +57,7 @@ def _replace(
         for old, new in pairs:
             if type(module) is old or (subclasses == "convert" and isinstance(module, old)):
                 targets[name] = new
-            elif subclasses == "refuse" and isinstance(module, old) or _scripted(module, old):
+            elif (subclasses == "refuse" and isinstance(module, old)) or _scripted(module, old):
                 refused.append(f"{name or 'the model itself'} ({type(module).__name__})")
     if refused:
         raise TypeError(f"can't convert {', '.join(refused)}: not exactly a class of torch.nn or rnnkit")

@@ -115,13 +115,14 @@ class RNNBase(nn.Module):
                 checks.check_hx_rank(hx, self._states, input.dim())
                 hx = hx if batched else self._each(hx, lambda state: state.unsqueeze(1))
         hx = self._zeros(data, N) if hx is None else self.permute_hidden(hx, sorted_indices)
-        self._check(data, hx, batch_sizes)
+        all_weights = self.all_weights
+        self._check(data, hx, batch_sizes, all_weights)
 
         output, finals = recurrence.stack(
             self.equation,
             data.transpose(0, 1) if self.batch_first and not packed else data,
             list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False)),
-            self._weights,
+            [Weights(**dict(zip(self._fields, weights, strict=True))) for weights in all_weights],
             batch_sizes.tolist() if packed else None,
             self.dropout if self.training else 0.0,
             self.bidirectional,
@@ -165,13 +166,9 @@ class RNNBase(nn.Module):
         return [(layers, N, H_out if k == 0 else self.hidden_size) for k in range(self._states)]
 
     @property
-    def _weights(self) -> list[Weights]:
-        """The parameters as they are now: one replaced, reparametrised or swapped by functional_call is seen."""
-        fields = ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * self.bias + ["w_hr"] * (self.proj_size > 0)
-        return [
-            Weights(**{field: getattr(self, name) for field, name in zip(fields, names, strict=True)})
-            for names in self._all_weights
-        ]
+    def _fields(self) -> list[str]:
+        """What each entry of `all_weights` holds, as `Weights` calls it."""
+        return ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * self.bias + ["w_hr"] * (self.proj_size > 0)
 
     @property
     def _flat_weights_names(self) -> list[str]:
@@ -183,7 +180,7 @@ class RNNBase(nn.Module):
 
     @property
     def all_weights(self) -> list[list[Any]]:
-        """The parameters, a list for each layer and direction."""
+        """The parameters, a list for each layer and direction, as they are now: one that was replaced is seen."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
     def flatten_parameters(self) -> None:
@@ -199,25 +196,24 @@ class RNNBase(nn.Module):
         """hx with its batch in another order."""
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
-    def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
-        """Everything about a call that its ranks don't say; see checks."""
-        flat_weights = self._flat_weights
-        weights = self._weights[0]
+    def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]]) -> None:
+        """What a call must satisfy beyond its ranks; see checks."""
+        flat_weights = [weight for weights in all_weights for weight in weights]
         if self._states == 1 or batch_sizes is None:
             self.check_forward_args(data, hx, batch_sizes)
         if self._states > 1:
             checks.check_pair(hx, flat_weights, batch_sizes is not None)
+        checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
+        w_hh, b_hh = flat_weights[1], flat_weights[3] if self.bias else None
         if batch_sizes is None:
-            checks.check_tensors(flat_weights, argument=2)
             checks.check_devices(data, self._tuple(hx), flat_weights)
             if data.size(1 if self.batch_first else 0) == 0:
                 raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         else:
-            checks.check_tensors(flat_weights, argument=3)
             checks.check_packed(data, batch_sizes)
             if self._states > 1:
-                checks.check_packed_pair(data, hx, self._state_sizes(int(batch_sizes[0])), weights.w_hh.size(0))
-        checks.check_hx_dtype(self._tuple(hx)[0], weights.w_hh, weights.b_hh)
+                checks.check_packed_pair(data, hx, self._state_sizes(int(batch_sizes[0])), w_hh.size(0))
+        checks.check_hx_dtype(self._tuple(hx)[0], w_hh, b_hh)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Raise unless the input's dtype, rank and size and the state's sizes fit."""
