@@ -9,8 +9,10 @@ A step takes the pre-activations of its gates and the state before it, and retur
     state   (h,) or (h, c)  each (N, H)
     gates   as named in the equation's record, each (N, H)
 
-Rows of `igates` and `hgates` are in torch's gate order. The order of the operations is ATen's on a CPU, so that values
-come out bit for bit; where a formula could be written two ways, that is why it is written this way.
+Columns of `igates` and `hgates` are in torch's gate order. The operations and their order are ATen's on a CPU, so that
+values come out bit for bit; where a formula could be written two ways, that is why it is written this way. Even the
+layout counts: a kernel works a row's last few elements one by one, with another exp than its vectors', so a gate is
+activated as a slice of its row, never after the gates have been laid side by side.
 """
 
 from collections.abc import Callable
@@ -49,11 +51,9 @@ def lstm(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Ten
 def gru(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
     """Cho et al., Learning phrase representations (2014), with reset applied after the product, as in cuDNN."""
     (h,) = state
-    r_i, z_i, n_i = igates.chunk(3, dim=-1)
-    r_h, z_h, n_h = hgates.chunk(3, dim=-1)
-    r = torch.sigmoid(r_h + r_i)
-    z = torch.sigmoid(z_h + z_i)
-    n = torch.tanh(n_i + r * n_h)
+    r, z, _ = (hgates + igates).chunk(3, dim=-1)
+    r, z = torch.sigmoid(r), torch.sigmoid(z)
+    n = torch.tanh(igates.chunk(3, dim=-1)[2] + r * hgates.chunk(3, dim=-1)[2])
     h = (h - n) * z + n
     return (h,), (r, z, n)
 
