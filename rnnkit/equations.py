@@ -23,22 +23,23 @@ import torch
 from torch import Tensor
 
 State: TypeAlias = tuple[Tensor, ...]
-Step: TypeAlias = Callable[[Tensor, Tensor, State], tuple[State, tuple[Tensor, ...]]]
+Gates: TypeAlias = tuple[Tensor, ...]
+Step: TypeAlias = Callable[[Tensor, Tensor, State], tuple[State, Gates]]
 
 
-def rnn_tanh(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
+def rnn_tanh(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
     """Elman, Finding structure in time (1990): h' = tanh(W_ih x + b_ih + W_hh h + b_hh)."""
     h = torch.tanh(hgates + igates)
     return (h,), (h,)
 
 
-def rnn_relu(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
+def rnn_relu(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
     """Elman's network with a rectifier: h' = relu(W_ih x + b_ih + W_hh h + b_hh)."""
     h = torch.relu(hgates + igates)
     return (h,), (h,)
 
 
-def lstm(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
+def lstm(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
     """Hochreiter and Schmidhuber, Long short-term memory (1997), with the forget gate of Gers et al. (2000)."""
     _, c = state
     i, f, g, o = (hgates + igates).chunk(4, dim=-1)
@@ -48,12 +49,14 @@ def lstm(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Ten
     return (h, c), (i, f, g, o)
 
 
-def gru(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
+def gru(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
     """Cho et al., Learning phrase representations (2014), with reset applied after the product, as in cuDNN."""
     (h,) = state
     r, z, _ = (hgates + igates).chunk(3, dim=-1)
     r, z = torch.sigmoid(r), torch.sigmoid(z)
-    n = torch.tanh(igates.chunk(3, dim=-1)[2] + r * hgates.chunk(3, dim=-1)[2])
+    *_, n_i = igates.chunk(3, dim=-1)
+    *_, n_h = hgates.chunk(3, dim=-1)
+    n = torch.tanh(n_i + r * n_h)
     h = (h - n) * z + n
     return (h,), (r, z, n)
 
