@@ -1,0 +1,145 @@
+"""Pairs of modules with equal weights, inputs for them, and what a run of them shows.
+
+A *kind* is a class and what distinguishes it: tanh, relu, LSTM, LSTM-proj, GRU. A *form* is how the batch comes:
+unbatched, padded, packed (longest first), unsorted (packed in another order).
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import rnnkit
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "relu": ("RNN", {"nonlinearity": "relu"}),
+    "LSTM": ("LSTM", {}),
+    "LSTM-proj": ("LSTM", {"proj_size": 2}),
+    "GRU": ("GRU", {}),
+}
+CELLS = [kind for kind in KINDS if kind != "LSTM-proj"]
+FORMS = ["unbatched", "padded", "packed", "unsorted"]
+H_IN, H, L, LENGTHS = 3, 4, 5, [3, 5, 1]
+N = len(LENGTHS)
+
+
+def product(**axes: Any) -> list[dict[str, Any]]:
+    """Every combination, as keyword arguments."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def named(options: dict[str, Any]) -> str:
+    """A test's id: `layers=2-bias=True`."""
+    return "-".join(f"{key}={value}" for key, value in options.items())
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def build(library: Any, kind: str, cell: bool = False, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    name, own = KINDS[kind]
+    return getattr(library, name + "Cell" * cell)(H_IN, H, **own, **options, dtype=dtype)
+
+
+def pair(kind: str, seed: int = 0, **options: Any) -> tuple[Any, Any]:
+    """torch.nn's module and rnnkit's with the same weights, each number of which occurs once."""
+    native, kit = build(nn, kind, **options), build(rnnkit, kind, **options)
+    with torch.no_grad():
+        for k, weight in enumerate(native.parameters()):
+            weight.copy_(0.6 * randn(*weight.shape, seed=1000 * seed + k, dtype=weight.dtype))
+    kit.load_state_dict(native.state_dict())
+    return native, kit
+
+
+def arguments(module: Any, form: str = "padded", hx: bool = True, seed: int = 0, steps: int = L) -> tuple[Any, Any]:
+    """A new input for `module` in that form, and a non-zero state or None; both of them leaves that want gradients."""
+    weight = next(module.parameters())
+    if isinstance(module, (nn.RNNCellBase, rnnkit.RNNCellBase)):
+        shape, rows = (() if form == "unbatched" else (N,)), ()
+        sizes = [(module.hidden_size,)] * (1 + ("LSTM" in type(module).__name__))
+    else:
+        shape = (steps,) if form == "unbatched" else (N, steps) if module.batch_first else (steps, N)
+        rows = (module.num_layers * (1 + module.bidirectional),)
+        sizes = [(module.proj_size or module.hidden_size,), (module.hidden_size,)][: 1 + (module.mode == "LSTM")]
+    batch = () if form == "unbatched" else (N,)
+    input = randn(*shape, module.input_size, seed=seed + 1, dtype=weight.dtype).requires_grad_()
+    states = tuple(
+        randn(*rows, *batch, *size, seed=seed + 2 + k, dtype=weight.dtype).requires_grad_()
+        for k, size in enumerate(sizes)
+    )
+    return input, (states if len(states) > 1 else states[0]) if hx else None
+
+
+def pack(module: Any, input: Tensor, form: str) -> Tensor | PackedSequence:
+    if form not in ("packed", "unsorted"):
+        return input
+    lengths = sorted(LENGTHS, reverse=True) if form == "packed" else LENGTHS
+    return pack_padded_sequence(input, lengths, batch_first=module.batch_first, enforce_sorted=form == "packed")
+
+
+def tensors(result: Any) -> dict[str, Tensor]:
+    """What a module returns, by name: output, h_n and c_n of a layer; h and c of a cell."""
+    if isinstance(result, Tensor):
+        return {"h": result}
+    first, second = result
+    if isinstance(first, PackedSequence):
+        packed = {name: value for name, value in first._asdict().items() if value is not None}
+        return packed | tensors((first.data, second))
+    if isinstance(second, tuple):
+        return {"output": first, "h_n": second[0], "c_n": second[1]}
+    return {"output": first, "h_n": second}
+
+
+def observe(
+    module: Any,
+    form: str = "padded",
+    hx: bool = True,
+    seed: int = 0,
+    wanted: tuple[str, ...] = ("output", "h_n", "c_n"),
+) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a random weighting of those `wanted`, of one run on `arguments`."""
+    input, state = arguments(module, form, hx, seed)
+    torch.manual_seed(seed)  # for dropout
+    outputs = tensors(module(pack(module, input, form), state))
+    loss = sum(
+        (outputs[name] * randn(*outputs[name].shape, seed=seed + 9, dtype=outputs[name].dtype)).sum().abs()
+        for name in (*wanted, "h")
+        if name in outputs
+    )
+    leaves = {"input": input}
+    leaves |= {f"hx[{k}]": s for k, s in enumerate(state if isinstance(state, tuple) else [state]) if s is not None}
+    leaves |= dict(module.named_parameters())
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    found = {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}
+    return {name: value.detach() for name, value in (outputs | found).items()}
+
+
+def assert_same(expected: dict[str, Tensor], seen: dict[str, Tensor]) -> None:
+    """The same names in the same order, and under each the same bits, dtype, shape and strides."""
+    assert list(seen) == list(expected)
+    for name, value in expected.items():
+        got = seen[name]
+        assert (got.dtype, got.shape, got.device) == (value.dtype, value.shape, value.device), name
+        if not name.startswith("grad"):
+            assert got.stride() == value.stride(), name
+        assert torch.equal(got, value), f"{name} differs by {(got - value).abs().max()}"
+
+
+def assert_close(expected: dict[str, Tensor], seen: dict[str, Tensor], atol: float) -> None:
+    assert list(seen) == list(expected)
+    for name, value in expected.items():
+        assert seen[name].shape == value.shape, name
+        torch.testing.assert_close(seen[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def outcome(function: Any, *args: Any, **kwargs: Any) -> tuple[str, str]:
+    """How a call ends: the type of the exception and its text, or ("", "") when there is none."""
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
