@@ -61,7 +61,7 @@ ROWS = (
     *("1 layer", "2 layers", "3 layers", "bias", "no bias", "steps first", "batch_first"),
     *("one direction", "bidirectional", "no dropout", "dropout train", "dropout eval"),
     *(form.replace("_", " ") for form in FORMS), "batched", "hx given", "no hx",
-    *(special for special in SPECIALS),
+    *SPECIALS,
 )  # fmt: skip
 GROUPS_BEGIN = ("1 layer", "bias", "steps first", "one direction", "no dropout", "unbatched", "hx given", "empty_batch")
 
