@@ -49,10 +49,10 @@ class Plain:
         return torch.tanh(c)
 
     def rnn(self, igates: Tensor, hgates: Tensor, state: State) -> State:
-        return (getattr(torch, self.nonlinearity)(igates + hgates),)
+        return (getattr(torch, self.nonlinearity)(hgates + igates),)
 
     def lstm(self, igates: Tensor, hgates: Tensor, state: State) -> State:
-        i, f, g, o = self.in_order(self.lstm_order, "ifgo", igates + hgates)
+        i, f, g, o = self.in_order(self.lstm_order, "ifgo", hgates + igates)
         c = self.sigmoid(f) * state[1] + self.sigmoid(i) * torch.tanh(g)
         return self.sigmoid(o) * self.squash(c), c
 
@@ -122,6 +122,7 @@ class Plain:
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         self.check(input, hx)
+        hx = hx if hx is None or not type(self).__name__.startswith("LSTM") else tuple(hx)
         return self.cell(input, hx) if isinstance(self, nn.RNNCellBase) else self.layers(input, hx)
 
     def cell(self, input: Tensor, hx: Any) -> Any:
@@ -133,7 +134,7 @@ class Plain:
 
     def zeros(self, like: Tensor, *shape: int) -> State:
         sizes = [getattr(self, "proj_size", 0) or self.hidden_size, self.hidden_size]
-        return tuple(like.new_zeros(*shape, size) for size in sizes[: 1 + type(self).__name__.startswith("LSTM")])
+        return tuple(torch.zeros(*shape, size).to(like.device, like.dtype) for size in sizes[: 1 + type(self).__name__.startswith("LSTM")])
 
     def layers(self, input: Any, hx: Any) -> Any:
         if isinstance(input, PackedSequence):
@@ -295,7 +296,7 @@ class _(Plain):
 @fault("relu in place of tanh", "R")
 class _(Plain):
     def rnn(self, igates: Tensor, hgates: Tensor, state: State) -> State:
-        return (torch.relu(igates + hgates) if not igates.is_complex() else igates + hgates,)
+        return (torch.relu(hgates + igates) if not igates.is_complex() else hgates + igates,)
 
 
 @fault("h projected, but the recurrence is not", "L")

@@ -11,7 +11,7 @@ import importlib
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,21 @@ class Draw:
     lengths: tuple[int, ...]
     cotangents: dict[str, Tensor]  # the loss is the sum of cotangent * output, over all outputs
     seed: int
+
+    @property
+    def rows(self) -> int:
+        """The number of vectors in the input."""
+        return self.input[..., 0].numel()
+
+    def shifted(self, eps: float, seed: int) -> Draw:
+        """The same, with every weight, input and state a factor of 1 + eps or 1 - eps away."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def shift(tensor: Tensor) -> Tensor:
+            return tensor * (1 + eps * (2 * torch.randint(2, tensor.shape, generator=generator) - 1))
+
+        weights = {name: shift(weight) for name, weight in self.weights.items()}
+        return replace(self, weights=weights, input=shift(self.input), hx=tuple(map(shift, self.hx)))
 
 
 @dataclass(frozen=True)

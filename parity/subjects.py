@@ -1,0 +1,317 @@
+"""Anybody's implementation as a namespace of torch.nn-like classes, which is what the harness takes.
+
+`adapt` takes a class (of layers or of a cell) or a function `f(input, state, weights)`. A class whose parameters are
+called and laid out as torch.nn's is taken as it is. Any other is wrapped in a module that has torch.nn's parameters,
+and a weight map carries them over at each call; gradients flow back through it, so they too are compared in
+torch.nn's layout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .variants import GATES
+
+WeightMap = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+DEFAULTS = {
+    "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False, "proj_size": 0,
+    "nonlinearity": "tanh", "device": None, "dtype": None,
+}  # fmt: skip
+
+
+class NotOfferedError(Exception):
+    """The subject has no such option: it cannot be built that way."""
+
+
+@dataclass
+class Subject:
+    """What is tested: `namespace` holds one class under torch.nn's name for it."""
+
+    name: str
+    class_name: str  # torch.nn's name: LSTM, GRUCell, ...
+    make: Callable[..., nn.Module]  # torch.nn's keyword arguments -> a module with torch.nn's parameters
+    notes: list[str] = field(default_factory=list)  # how it was adapted, for the report
+
+    @property
+    def kind(self) -> str:
+        return self.class_name.removesuffix("Cell")
+
+    @property
+    def is_cell(self) -> bool:
+        return self.class_name.endswith("Cell")
+
+    @property
+    def namespace(self) -> SimpleNamespace:
+        return SimpleNamespace(**{self.class_name: self.make})
+
+
+def load(path: str) -> Any:
+    """The object `PKG.MOD:NAME` or `FILE.py:NAME`."""
+    module, _, name = path.rpartition(":")
+    if not module:
+        raise ValueError(f"{path!r}: expected PKG.MOD:NAME")
+    if module.endswith(".py"):
+        sys.path.insert(0, os.path.dirname(os.path.abspath(module)))
+        module = os.path.basename(module).removesuffix(".py")
+    elif os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(module), name)
+
+
+def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = None) -> Subject:
+    """A subject made of a class or a function. `as_` is torch.nn's name for it, where its own name doesn't say.
+
+    ValueError if the kind cannot be told from the name.
+    """
+    target = load(target) if isinstance(target, str) else target
+    name = getattr(target, "__name__", type(target).__name__)
+    class_name = as_ or _guess(target, name)
+    if not isinstance(target, type):
+        return Subject(name, class_name, lambda **arguments: FunctionSubject(target, class_name, arguments))
+    notes: list[str] = []
+    return Subject(name, class_name, lambda **arguments: _module(target, class_name, arguments, weight_map, notes), notes)
+
+
+def _guess(target: Any, name: str) -> str:
+    """torch.nn's class that `target` is meant to be, by its name and by whether its forward takes one step."""
+    words = name.upper()
+    kind = next((kind for kind in ("LSTM", "GRU", "RNN") if kind in words), None)
+    if kind is None:
+        raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
+    return kind + ("Cell" if "CELL" in words else "")
+
+
+def _module(
+    cls: type, class_name: str, arguments: dict[str, Any], weight_map: WeightMap | None, notes: list[str]
+) -> nn.Module:
+    arguments = dict(arguments)
+    dtype = arguments.pop("dtype", None) or torch.float32
+    reference = getattr(nn, class_name)(**arguments, device="meta")
+    shapes = {name: tuple(parameter.shape) for name, parameter in reference.named_parameters()}
+    module = _construct(cls, arguments).to(dtype)
+    own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    if weight_map is None and list(own.items()) == list(shapes.items()):
+        return module
+    if weight_map is None and own == shapes:
+        _note(notes, "its parameters come in another order than torch.nn's")
+        weight_map = dict
+    if weight_map is None:
+        layout = infer(own, shapes, class_name.removesuffix("Cell"))
+        weight_map = layout.map
+        for line in layout.lines() if len(own) == layout.per_slot else ():
+            _note(notes, line)
+    return MappedSubject(module, reference, weight_map, dtype)
+
+
+def _note(notes: list[str], line: str) -> None:
+    if line not in notes:
+        notes.append(line)
+
+
+def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
+    """Only what deviates from torch.nn's defaults is passed, so that a class need not have every option."""
+    options = {name: value for name, value in arguments.items() if DEFAULTS.get(name, value is NotImplemented) != value}
+    sizes = [options.pop("input_size"), options.pop("hidden_size")]
+    signature = inspect.signature(cls)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    missing = [name for name in options if name not in signature.parameters and not takes_any]
+    if missing:
+        raise NotOfferedError(f"no argument {', '.join(missing)}")
+    return cls(*sizes, **options)
+
+
+class MappedSubject(nn.Module):
+    """torch.nn's parameters in front, the subject's own module behind."""
+
+    def __init__(self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, parameter in reference.named_parameters():
+            setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+        self.hidden = [inner]  # in a list, so that its parameters are not counted
+        self.weight_map = weight_map
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        (inner,) = self.hidden
+        weights = self.weight_map(dict(self.named_parameters()))
+        inner.train(self.training)
+        return torch.func.functional_call(inner, weights, (input,) if hx is None else (input, hx))
+
+
+class FunctionSubject(nn.Module):
+    """A function f(input, state, weights) as a module of one layer: weights by torch.nn's names, state as hx."""
+
+    def __init__(self, function: Callable[..., Any], class_name: str, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        for name, default in DEFAULTS.items():
+            if name in ("num_layers", "bidirectional", "batch_first") and arguments.get(name, default) != default:
+                raise NotOfferedError(f"a function has no {name}")
+        dtype = arguments.get("dtype") or torch.float32
+        options = {name: value for name, value in arguments.items() if name != "dtype"}
+        reference = getattr(nn, class_name)(**options, device="meta")
+        for name, parameter in reference.named_parameters():
+            setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+        self.sizes = [parameters[1].size(-1), reference.hidden_size] if (parameters := list(self.parameters())) else []
+        self.states = 2 if class_name.startswith("LSTM") else 1
+        self.is_cell = class_name.endswith("Cell")
+        self.function = function
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, PackedSequence):
+            raise NotOfferedError("a function takes no PackedSequence")
+        if hx is None:
+            rows = input.shape[: input.dim() - 1] if self.is_cell else (1, *input.shape[1:-1])
+            zeros = tuple(input.new_zeros(*rows, size) for size in self.sizes[: self.states])
+            hx = zeros if self.states == 2 else zeros[0]
+        return self.function(input, hx, dict(self.named_parameters()))
+
+
+# The weight map, found from shapes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one parameter of the subject comes from."""
+
+    sources: tuple[str, ...]  # ih, hh: concatenated; for a bias: added
+    gate: str = ""  # "" for all gates
+    transposed: bool = False
+    bias: bool = False
+
+    def take(self, weights: dict[str, Tensor], slot: str, gates: str) -> Tensor:
+        stem = "bias_" if self.bias else "weight_"
+        tensors = [weights[stem + source + slot] for source in self.sources if stem + source + slot in weights]
+        whole = sum(tensors[1:], tensors[0]) if self.bias else torch.cat(tensors, 1)
+        if self.gate:
+            whole = whole.chunk(len(gates), 0)[gates.index(self.gate)]
+        return whole.mT if self.transposed else whole
+
+    def __str__(self) -> str:
+        rows = f"[gate {self.gate}]" if self.gate else ""
+        joined = (" + " if self.bias else ", ").join(
+            f"{'bias' if self.bias else 'weight'}_{source}{rows}" for source in self.sources
+        )
+        text = joined if self.bias or len(self.sources) == 1 else f"cat([{joined}], 1)"
+        return f"{text}.T" if self.transposed and len(self.sources) == 1 else f"({text}).T" if self.transposed else text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters of one layer and direction, in the subject's order; the same for each."""
+
+    names: tuple[str, ...]
+    parts: tuple[Part, ...]
+    slots: tuple[str, ...]
+    gates: str
+
+    @property
+    def per_slot(self) -> int:
+        return len(self.parts)
+
+    def map(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        taken = [part.take(weights, slot, self.gates) for slot in self.slots for part in self.parts]
+        return dict(zip(self.names, taken))
+
+    def lines(self) -> Iterator[str]:
+        for name, part in zip(self.names, self.parts):
+            yield f"{name} = {part}"
+
+
+def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], kind: str) -> Layout:
+    """The layout in which the subject keeps torch.nn's weights, from names and shapes.
+
+    Parameters are taken to come layer by layer, direction by direction, each time in the same order. A joined matrix is
+    taken to be [weight_ih, weight_hh]; of one bias, both are added into it. Gates of their own are told apart by the
+    letters or words in which their names differ, or else come in torch.nn's order. NotOfferedError if shapes don't fit.
+    """
+    slots = tuple(name.removeprefix("weight_ih") for name in shapes if name.startswith("weight_ih"))
+    names = tuple(own)
+    if len(names) % len(slots):
+        raise NotOfferedError(f"{len(names)} parameters for {len(slots)} layers and directions")
+    group = names[: len(names) // len(slots)]
+    gates = GATES[kind]
+    G, H_in, H_out = len(gates), shapes["weight_ih" + slots[0]][1], shapes["weight_hh" + slots[0]][1]
+    H = shapes["weight_hh" + slots[0]][0] // G
+    width = {("ih",): H_in, ("hh",): H_out, ("ih", "hh"): H_in + H_out}
+
+    matrices: dict[str, tuple[tuple[str, ...], bool, bool]] = {}  # name -> (sources, one gate only, transposed)
+    for name in group:
+        fits = [
+            (sources, rows == H and G > 1, turned)
+            for sources, columns in width.items()
+            for rows in {G * H, H}
+            for turned in (False, True)
+            if own[name] == ((columns, rows) if turned else (rows, columns))
+        ]
+        turned_already = any(turned for _, _, turned in matrices.values())
+        fits.sort(key=lambda fit: fit[2] != turned_already)  # a square matrix is stored as the others are
+        if fits:
+            matrices[name] = fits[0]
+    parts: dict[str, Part] = {}
+    for key in dict.fromkeys(matrices.values()):
+        members = [name for name in group if matrices.get(name) == key]
+        sources, single, turned = key
+        for name, gate in zip(members, _letters(members, gates) if single else [""] * len(members)):
+            parts[name] = Part(sources, gate, turned)
+    vectors = [name for name in group if name not in matrices]
+    parts |= _biases(vectors, own, parts, gates, H)
+    if set(parts) != set(group):
+        unknown = ", ".join(f"{name} {list(own[name])}" for name in group if name not in parts)
+        raise NotOfferedError(f"no weight map fits {unknown}: give one")
+    return Layout(names, tuple(parts[name] for name in group), slots, gates)
+
+
+def _biases(
+    vectors: list[str], own: dict[str, tuple[int, ...]], matrices: dict[str, Part], gates: str, H: int
+) -> dict[str, Part]:
+    """A bias belongs to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
+    parts: dict[str, Part] = {}
+    beside = {name.rpartition(".")[0]: part for name, part in matrices.items() if "." in name}
+    for size in {len(gates) * H, H}:
+        members = [name for name in vectors if own[name] == (size,)]
+        single = size == H and len(gates) > 1
+        count = len(gates) if single else 1
+        owners = [beside.get(name.rpartition(".")[0]) for name in members]
+        if members and all(owners):
+            sources = [owner.sources for owner in owners if owner]
+            letters = [owner.gate for owner in owners if owner]
+        else:
+            halves = [("ih",), ("hh",)] if len(members) == 2 * count else [("ih", "hh")]
+            sources = [half for half in halves for _ in range(count)]
+            chunks = [members[start : start + count] for start in range(0, len(members), count)]
+            letters = [letter for chunk in chunks for letter in (_letters(chunk, gates) if single else [""])]
+        if len(members) != len(sources) or len(members) != len(letters):
+            continue
+        alone = len(set(sources)) == 1  # the only bias there is stands for both
+        for name, source, letter in zip(members, sources, letters):
+            parts[name] = Part(("ih", "hh") if alone else source, letter, bias=True)
+    return parts
+
+
+WORDS = {
+    "ifgo": {"i": "i", "f": "f", "g": "g", "c": "g", "a": "g", "o": "o"},
+    "rzn": {"r": "r", "z": "z", "u": "z", "n": "n", "h": "n", "c": "n"},
+    "h": {},
+}
+
+
+def _letters(names: list[str], gates: str) -> list[str]:
+    """The gate of each parameter, by the part in which the names differ; torch.nn's order where that says nothing."""
+    in_order = [gates[k % len(gates)] for k in range(len(names))]
+    prefix = os.path.commonprefix(names)
+    suffix = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    differing = [name[len(prefix) : len(name) - len(suffix)] for name in names]
+    words = [re.sub(r"[^a-z]", "", word.lower())[:1] for word in differing]
+    found = [WORDS[gates].get(word, "") for word in words]
+    return found if sorted(found) == sorted(gates) else in_order
