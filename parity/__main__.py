@@ -12,25 +12,78 @@ from pathlib import Path
 import torch
 
 from . import report
-from .compare import Verdict
+from .compare import Result
+from .contract import CLASSES, Answer, ask, contract
 from .engine import results
-from .grid import grid, quick, select
+from .faults import selftest
+from .grid import Case, grid, quick, select
 from .run import load
+
+EPILOG = """\
+examples:
+  python -m parity                                   everything, a minute or two
+  python -m parity --quick                           a covering subset, seconds
+  python -m parity -k "LSTM and packed and not hx"   some cases; a full name selects one and shows its tensors
+  python -m parity -k contract                       signatures, keys, messages only
+  python -m parity --ask "LSTM(3, 4) | x(5, 2, 7)"   one question, both answers
+  python -m parity --subject mypackage.rnn           any module that offers the six classes
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: no difference. 1: a difference, or a planted fault not found. 2: wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m parity", description="Is the subject torch.nn?")
-    parser.add_argument("-k", metavar="EXPRESSION", help="only cases whose name matches, e.g. 'LSTM and not float16'")
+    """Exit code 0: no difference. 1: a difference, or a planted fault that was not found. 2: wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m parity",
+        description="Is the subject torch.nn? Six classes, case by case: values, gradients, contract.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-k", metavar="EXPRESSION", help="only cases whose name matches: words, and, or, not, ()")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--quick", action="store_true", help="a covering subset, in seconds")
+    parser.add_argument("--quick", action="store_true", help="a covering subset of the cases, and the contract")
     parser.add_argument("--subject", metavar="MODULE", default="rnnkit", help="default: rnnkit")
     parser.add_argument("--seed", type=int, default=0, help="draws other numbers and other sizes")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes, default: 2")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes; default: 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict to FILE")
+    parser.add_argument("--ask", metavar="QUESTION", help="ask torch.nn and the subject one question of the contract")
+    parser.add_argument("--selftest", action="store_true", help="plant mistakes and see that each is found")
     options = parser.parse_args(argv)
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    if options.selftest:
+        return report.print_selftest(selftest(options.jobs))
 
+    with_contract = options.k in (None, "contract")
+    cases = _cases(parser, options)
+    if options.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    try:
+        subject = load(options.subject)
+        for name in CLASSES:
+            getattr(subject, name)
+    except (ImportError, AttributeError) as error:
+        parser.error(f"the subject {options.subject}: {error}")
+    if options.ask:
+        return _ask(parser, subject, options.ask)
+
+    start = time.monotonic()
+    print(f"{options.subject} against torch.nn {torch.__version__}, seed {options.seed}\n")
+    answers: list[Answer] = list(contract(subject)) if with_contract else []
+    found = _run(cases, options)
+    seconds = time.monotonic() - start
+    again = "python -m parity" + (f" --subject {options.subject}" if options.subject != "rnnkit" else "")
+    print(report.text(found, answers, seconds, again, options.seed))
+    if options.json:
+        data = report.as_json(found, answers, options.subject, options.seed, seconds)
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
+    return report.exit_code(found, answers)
+
+
+def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
     cases = grid()
+    if options.k == "contract":
+        return []
     if options.k is not None:
         try:
             cases = select(cases, options.k)
@@ -38,28 +91,22 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(str(error))
         if not cases:
             parser.error(f"no case matches {options.k!r}; --list shows their names")
-    if options.quick:
-        cases = quick(cases)
-    if options.list:
-        print("\n".join(case.name for case in cases))
-        return 0
-    try:
-        load(options.subject)
-    except ImportError as error:
-        parser.error(f"cannot import the subject: {error}")
+    return quick(cases) if options.quick else cases
 
-    print(f"{options.subject} against torch.nn {torch.__version__}: {len(cases):,} cases, seed {options.seed}\n")
-    start = time.monotonic()
-    found = list(report.progress(results(cases, options.subject, options.seed, options.jobs), len(cases)))
-    seconds = time.monotonic() - start
-    if len(found) == 1:
-        print(report.detail(found[0]), end="\n\n")
-    rerun = "python -m parity" + (f" --subject {options.subject}" if options.subject != "rnnkit" else "")
-    rerun += (f" --seed {options.seed}" if options.seed else "") + " -k"
-    print(report.text(found, seconds, rerun))
-    if options.json:
-        options.json.write_text(json.dumps(report.as_json(found, options.subject, options.seed, seconds), indent=1))
-    return int(any(result.verdict is Verdict.DIFFERENT for result in found))
+
+def _run(cases: list[Case], options: argparse.Namespace) -> list[Result]:
+    running = results(cases, options.subject, options.seed, options.jobs)
+    order = {case: position for position, case in enumerate(cases)}
+    return sorted(report.progress(running, len(cases)), key=lambda result: order[result.case])
+
+
+def _ask(parser: argparse.ArgumentParser, subject: object, question: str) -> int:
+    name = question.partition("(")[0].strip()
+    if name not in CLASSES:
+        parser.error(f"a question begins with one of {', '.join(CLASSES)} and a parenthesis, not with {name!r}")
+    answer = ask(subject, torch.nn, name, "C" + question.strip()[len(name) :])
+    print(report.answer_text(answer))
+    return report.exit_code([], [answer])
 
 
 if __name__ == "__main__":

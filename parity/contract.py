@@ -383,11 +383,11 @@ C(3, 4) | packed(3, 2, dtype=torch.float64)
 C(3, 4) | packed(3, 2, dtype=torch.int64)
 C(3, 4) | PackedSequence(x(5, 1, 3), torch.tensor([2, 2, 1]))
 C(3, 4) | PackedSequence(x(5), torch.tensor([2, 2, 1]))
-C(3, 4) | PackedSequence(x(6, 3), torch.tensor([2, 2, 1]))  # excused: a PackedSequence that contradicts itself, which torch.nn doesn't check
+C(3, 4) | PackedSequence(x(6, 3), torch.tensor([2, 2, 1]))  # excused: torch.nn lets it pass unchecked
 C(3, 4) | PackedSequence(x(4, 3), torch.tensor([2, 2, 1]))
 C(3, 4) | PackedSequence(x(5, 3), torch.tensor([1, 2, 2]))
 C(3, 4) | PackedSequence(x(5, 3), torch.tensor([2, 2, 1], dtype=torch.int32))
-C(3, 4) | PackedSequence(x(5, 3), torch.tensor([[2, 2, 1]]))  # excused: a PackedSequence that contradicts itself, which torch.nn doesn't check
+C(3, 4) | PackedSequence(x(5, 3), torch.tensor([[2, 2, 1]]))  # excused: torch.nn lets it pass unchecked
 C(3, 4) | PackedSequence(x(0, 3), torch.tensor([], dtype=torch.int64))  # excused: torch.nn offers no length 0
 C(3, 4) | PackedSequence(x(5, 3), torch.tensor([2, 2, 1]), torch.tensor([0, 1, 2])), h(1, 2, 4)
 C(3, 4, batch_first=True) | packed(2, 3), h(1, 2, 4)
@@ -630,7 +630,7 @@ def _call(room: Room, module: nn.Module, arguments: str, texts: list[str], tenso
         texts.append("raises " + _exception(error))
     else:
         texts.append("returns " + _describe(result, tensors))
-    if not all(old.is_meta or same_bits(old, tensor.detach()) for old, tensor in zip(before, owned)):
+    if not all(old.is_meta or same_bits(old, tensor.detach()) for old, tensor in zip(before, owned, strict=True)):
         texts.append("writes to the caller's tensors or to the weights")
     after = {name: value for name, value in vars(module).items() if isinstance(value, (int, float, str, bool))}
     if after != attributes:
@@ -710,7 +710,7 @@ def _exception_type(text: str) -> str | None:
 
 def _close(theirs: list[Tensor], ours: list[Tensor], exactly: bool) -> bool:
     """Initial weights must have the same bits; the values of an unusual call need only be the same to rounding."""
-    for a, b in zip(theirs, ours):
+    for a, b in zip(theirs, ours, strict=False):
         if a.is_meta or a.is_sparse:
             continue
         if not same_bits(a, b) if exactly else not torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -719,7 +719,7 @@ def _close(theirs: list[Tensor], ours: list[Tensor], exactly: bool) -> bool:
 
 
 def _first_difference(theirs: Reply, ours: Reply) -> tuple[str, str]:
-    for a, b in zip(theirs.text.splitlines(), ours.text.splitlines()):
+    for a, b in zip(theirs.text.splitlines(), ours.text.splitlines(), strict=False):
         if a != b:
             return a, b
     if theirs.text != ours.text:
@@ -740,7 +740,8 @@ def loading(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:
             said = str(taker.load_state_dict(copy.deepcopy(giver.state_dict()), strict=True))
         except Exception as error:
             said = _exception(error)
-        same = all(same_bits(a, b) for a, b in zip(giver.state_dict().values(), taker.state_dict().values()))
+        given, taken = list(giver.state_dict().values()), list(taker.state_dict().values())
+        same = len(given) == len(taken) and all(map(same_bits, given, taken))
         good = said == "<All keys matched successfully>" and same
         yield Answer(question, Agreement.EQUAL if good else Agreement.DIFFERENT, "all keys matched", said)
 

@@ -7,12 +7,15 @@ another order: so a kill is due to the mistake and to nothing else.
 This module also is a subject: `python -m parity --subject parity.faults` runs the whole grid on `Plain`.
 """
 
+# ruff: noqa: N801  (a fault is named by its string; its class needs no other name)
+
 from __future__ import annotations
 
-import itertools
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .compare import Verdict, judge
-from .grid import Case, grid, quick
+from .contract import CLASSES, Agreement, contract
+from .grid import Case, grid, quick, select
 
 State = tuple[Tensor, ...]
 
@@ -65,7 +69,7 @@ class Plain:
         return (1 - z) * torch.tanh(in_ + r * hn) + z * h
 
     def in_order(self, order: str, wanted: str, gates: Tensor) -> list[Tensor]:
-        named = dict(zip(order, gates.chunk(len(order), -1)))
+        named = dict(zip(order, gates.chunk(len(order), -1), strict=True))
         return [named[gate] for gate in wanted]
 
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -82,11 +86,11 @@ class Plain:
     # Steps, directions, layers ----------------------------------------------------------------------------------
 
     def direction(self, rows: Tensor, batch_sizes: list[int], state: State, w: Weights, reverse: bool) -> Any:
-        steps = list(zip(rows.split(batch_sizes), batch_sizes))
+        steps = list(zip(rows.split(batch_sizes), batch_sizes, strict=True))
         outputs = []
         for x, alive in reversed(steps) if reverse else steps:
             new = self.step(x, tuple(s[:alive] for s in state), w)
-            state = tuple(torch.cat([n, s[alive:].to(n.dtype)]) for n, s in zip(new, state))
+            state = tuple(torch.cat([n, s[alive:].to(n.dtype)]) for n, s in zip(new, state, strict=True))
             outputs.append(new[0])
         return torch.cat(outputs[::-1] if reverse else outputs), state
 
@@ -96,7 +100,8 @@ class Plain:
         for layer in range(self.num_layers):
             outputs = []
             for slot in range(layer * directions, (layer + 1) * directions):
-                out, state = self.direction(rows, batch_sizes, states[slot], self.weights(slot), slot % directions == 1)
+                reverse = slot % directions == 1
+                out, state = self.direction(rows, batch_sizes, states[slot], self.weights(slot), reverse)
                 outputs.append(out)
                 final.append(state)
             rows = self.between(torch.cat(outputs, -1), layer)
@@ -133,8 +138,9 @@ class Plain:
         return state if len(state) == 2 else state[0]
 
     def zeros(self, like: Tensor, *shape: int) -> State:
-        sizes = [getattr(self, "proj_size", 0) or self.hidden_size, self.hidden_size]
-        return tuple(torch.zeros(*shape, size).to(like.device, like.dtype) for size in sizes[: 1 + type(self).__name__.startswith("LSTM")])
+        sizes = [getattr(self, "proj_size", 0) or self.hidden_size]
+        sizes += [self.hidden_size] * type(self).__name__.startswith("LSTM")
+        return tuple(torch.zeros(*shape, size).to(like.device, like.dtype) for size in sizes)
 
     def layers(self, input: Any, hx: Any) -> Any:
         if isinstance(input, PackedSequence):
@@ -148,7 +154,7 @@ class Plain:
         slots = self.num_layers * (2 if self.bidirectional else 1)
         hx = self.zeros(rows, slots, batch_sizes[0]) if hx is None else hx if isinstance(hx, tuple) else (hx,)
         rows, final = self.stack(rows, batch_sizes, self.enter(input, hx))
-        states = self.leave(input, rows, [torch.stack(parts) for parts in zip(*final)])
+        states = self.leave(input, rows, [torch.stack(parts) for parts in zip(*final, strict=True)])
         return self.wrap(input, rows, batch_sizes), tuple(states) if len(states) == 2 else states[0]
 
     def enter(self, input: Any, hx: State) -> list[State]:
@@ -158,10 +164,12 @@ class Plain:
         if isinstance(input, PackedSequence):
             if input.sorted_indices is not None:
                 hx = tuple(h[:, input.sorted_indices] for h in hx)
-        elif type(self).__name__ == "LSTM" and not self.proj_size and torch.backends.mkldnn.enabled:
-            if torch.is_autocast_enabled("cpu"):  # oneDNN's LSTM keeps even c in the lower precision
-                hx = tuple(h.to(torch.get_autocast_dtype("cpu")) for h in hx)
-        return list(zip(*hx))
+        elif self.by_onednn() and torch.is_autocast_enabled("cpu"):  # there even c is of the lower precision
+            hx = tuple(h.to(torch.get_autocast_dtype("cpu")) for h in hx)
+        return list(zip(*hx, strict=True))
+
+    def by_onednn(self) -> bool:
+        return type(self).__name__ == "LSTM" and not self.proj_size and torch.backends.mkldnn.enabled
 
     def leave(self, input: Any, rows: Tensor, states: list[Tensor]) -> list[Tensor]:
         if isinstance(input, PackedSequence) and input.unsorted_indices is not None:
@@ -198,14 +206,15 @@ class Fault:
     name: str
     family: str  # the initials of the classes that show it: R, L, G
     mixin: type
+    where: str = ""  # where it is looked for first: an expression as for -k, or "contract"
 
 
 FAULTS: list[Fault] = []
 
 
-def fault(name: str, family: str = "RLG") -> Callable[[type], type]:
+def fault(name: str, family: str = "RLG", where: str = "") -> Callable[[type], type]:
     def register(mixin: type) -> type:
-        FAULTS.append(Fault(name, family, mixin))
+        FAULTS.append(Fault(name, family, mixin, where))
         return mixin
 
     return register
@@ -377,7 +386,7 @@ class _(Plain):
         return states if isinstance(input, PackedSequence) else super().leave(input, rows, states)
 
 
-@fault("hx sorted by unsorted_indices")
+@fault("hx sorted by unsorted_indices", where="packed_unsorted and hx")
 class _(Plain):
     def enter(self, input: Any, hx: State) -> list[State]:
         if isinstance(input, PackedSequence):
@@ -426,11 +435,11 @@ class _(Plain):
             for alive in batch_sizes:
                 zeros = rows.new_zeros(len(state[0]) - alive, rows.size(1))
                 new = self.step(zeros, tuple(s[alive:] for s in final), w)
-                final = tuple(torch.cat([s[:alive], n]) for s, n in zip(final, new))
+                final = tuple(torch.cat([s[:alive], n]) for s, n in zip(final, new, strict=True))
         return outputs, final
 
 
-@fault("the first 32 steps only")
+@fault("the first 32 steps only", where="long")
 class _(Plain):
     def direction(self, rows: Tensor, batch_sizes: list[int], state: State, w: Weights, reverse: bool) -> Any:
         first = sum(batch_sizes[:32])
@@ -438,7 +447,7 @@ class _(Plain):
         return torch.cat([outputs, outputs.new_zeros(len(rows) - first, outputs.size(1))]), state
 
 
-@fault("batch_first ignored")
+@fault("batch_first ignored", where="batch_first")
 class _(Plain):
     def layers(self, input: Any, hx: Any) -> Any:
         self.batch_first, before = False, self.batch_first
@@ -596,7 +605,7 @@ class _(Plain):
 # Memory and dtypes ----------------------------------------------------------------------------------------------------
 
 
-@fault("a float32 buffer in a float64 run")
+@fault("a float32 buffer in a float64 run", where="float64")
 class _(Plain):
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         y = super().linear(x, w, b)
@@ -635,7 +644,7 @@ class _(Plain):
         return result
 
 
-@fault("h_n a view of output")
+@fault("h_n a view of output", where="layers1 and padded")
 class _(Plain):
     def leave(self, input: Any, rows: Tensor, states: list[Tensor]) -> list[Tensor]:
         states = super().leave(input, rows, states)
@@ -644,7 +653,7 @@ class _(Plain):
         return states
 
 
-@fault("weights remembered from the first call")
+@fault("weights remembered from the first call", where="second_call")
 class _(Plain):
     def forward(self, input: Any, hx: Any = None) -> Any:
         vars(self).setdefault("remembered", {name: p.detach().clone() for name, p in self.named_parameters()})
@@ -652,20 +661,20 @@ class _(Plain):
 
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         remembered = list(self.remembered.values())
-        by_shape = {id(p): old for p, old in zip(self.parameters(), remembered)}
+        by_shape = {id(p): old for p, old in zip(self.parameters(), remembered, strict=True)}
         return super().products(x, h, w._replace(w_hh=w.w_hh + (by_shape[id(w.w_hh)] - w.w_hh).detach()))
 
 
-# Refusals and the rest of the contract ----------------------------------------------------------------------------------
+# Refusals and the rest of the contract --------------------------------------------------------------------------------
 
 
-@fault("no error for an hx of another size")
+@fault("no error for an hx of another size", where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         super().check(input, None)
 
 
-@fault("another message")
+@fault("another message", where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         try:
@@ -674,7 +683,7 @@ class _(Plain):
             raise RuntimeError(str(error).replace("must be equal to", "should equal")) from None
 
 
-@fault("ValueError where torch.nn raises RuntimeError")
+@fault("ValueError where torch.nn raises RuntimeError", where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         try:
@@ -683,13 +692,15 @@ class _(Plain):
             raise ValueError(str(error)) from None
 
 
-@fault("the caller's hx changed before it is refused")
+@fault("the caller's hx changed before it is refused", where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
-        if isinstance(hx, Tensor) and hx.is_floating_point():
-            with torch.no_grad():
+        try:
+            super().check(input, hx)
+        except Exception:
+            if isinstance(hx, Tensor):
                 hx.zero_()
-        super().check(input, hx)
+            raise
 
 
 @fault("no warning for dropout on one layer")
@@ -700,14 +711,14 @@ class _(Plain):
             super().__init__(*args, **kwargs)
 
 
-@fault("other initial weights under one seed")
+@fault("other initial weights under one seed", where="contract")
 class _(Plain):
     def reset_parameters(self) -> None:
         for parameter in reversed(list(self.parameters())):
             nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
 
-@fault("another repr")
+@fault("another repr", where="contract")
 class _(Plain):
     def extra_repr(self) -> str:
         return super().extra_repr() + ", fast=True"
@@ -728,3 +739,94 @@ class _(Plain):
 
 
 # The proof ------------------------------------------------------------------------------------------------------------
+
+
+ENOUGH = 3  # finds, after which a fault is left alone
+CONTROLS = {"control: a plain loop": Plain, "control: sums in another order": Reordered}
+PARTS = 5  # pieces of a control's cases, so that no process waits long for another
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one fault, or of a part of a control."""
+
+    name: str
+    found: int
+    tried: int
+    half: str  # of the harness: the grid, or the contract
+    first: str  # the case or question that found it
+    sign: str  # the tensor or fact that gave it away
+
+    @property
+    def is_control(self) -> bool:
+        return self.name in CONTROLS
+
+
+@cache
+def quick_cases() -> list[Case]:
+    return quick(grid())
+
+
+def try_grid(name: str, subject: Any, cases: list[Case], enough: int) -> Trial:
+    found = tried = 0
+    first = sign = ""
+    for result in (judge(case, subject) for case in cases):
+        tried += 1
+        if result.verdict is Verdict.DIFFERENT and result.worst is not None:
+            found += 1
+            if found == 1:
+                first, sign = result.case.name, result.worst.name
+            if found == enough:
+                break
+    return Trial(name, found, tried, "grid", first, sign)
+
+
+def try_contract(name: str, subject: Any, classes: tuple[str, ...], enough: int) -> Trial:
+    found = tried = 0
+    first = sign = ""
+    for answer in contract(subject, classes=classes):
+        tried += 1
+        if answer.agreement is Agreement.DIFFERENT:
+            found += 1
+            if found == 1:
+                first, sign = answer.question, answer.subject
+            if found == enough:
+                break
+    return Trial(name, found, tried, "contract", first, sign)
+
+
+def try_fault(fault: Fault) -> Trial:
+    """Set the harness on a fault: the quick grid, from where it looks likeliest; if that is blind, the contract."""
+    subject = implementation(fault.mixin)
+    if fault.where != "contract":
+        cases = [case for case in quick_cases() if case.kind[0] in fault.family]
+        likely = select(cases, fault.where) if fault.where else []
+        trial = try_grid(fault.name, subject, likely + [case for case in cases if case not in likely], ENOUGH)
+        if trial.found:
+            return trial
+    return try_contract(fault.name, subject, tuple(name for name in CLASSES if name[0] in fault.family), ENOUGH)
+
+
+def try_control(name: str, part: int) -> Trial:
+    """A control, on a part of the quick grid, or on the contract (the last part)."""
+    subject = implementation(CONTROLS[name])
+    if part == PARTS:
+        return try_contract(name, subject, CLASSES, enough=10**6)
+    return try_grid(name, subject, quick_cases()[part::PARTS], enough=10**6)
+
+
+def attempt(task: tuple[int, str, int]) -> Trial:
+    index, name, part = task
+    return try_control(name, part) if name else try_fault(FAULTS[index])
+
+
+def selftest(jobs: int = 2) -> Iterator[Trial]:
+    """Every control and every fault, in this order."""
+    tasks = [(0, name, part) for name in CONTROLS for part in range(PARTS)]
+    tasks.append((0, next(iter(CONTROLS)), PARTS))  # the order of sums is no affair of the contract
+    tasks += [(index, "", 0) for index in range(len(FAULTS))]
+    if jobs == 1:
+        yield from map(attempt, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap(attempt, tasks)

@@ -131,7 +131,7 @@ def _specials() -> Iterator[Case]:
                 continue
             forms = ("padded",) if special == "empty_batch" else ("unbatched", "padded", "packed_unsorted")
             for batch_first, bidirectional, form, hx in itertools.product(YES_NO, YES_NO, forms, YES_NO):
-                if form != "padded" and (batch_first or special == "expanded" and form != "unbatched"):
+                if form != "padded" and (batch_first or (special == "expanded" and form != "unbatched")):
                     continue
                 yield Case(kind, dtype, onednn, 2, True, batch_first, bidirectional, "", form, hx, special)
         for kind, dtype, hx in itertools.product(CELLS, dtypes, YES_NO):

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from .compare import Result, Verdict
+from .compare import Difference, Result, Verdict
+from .contract import Agreement, Answer
+from .faults import Trial
 from .grid import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
 
 WIDTH = 100
@@ -27,7 +29,7 @@ def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
         yield result
         different += result.verdict is Verdict.DIFFERENT
         now = time.monotonic()
-        if live and now - shown > 0.2 or not live and done * 10 // total > decile:
+        if (now - shown > 0.2) if live else (done * 10 // total > decile):
             shown, decile = now, done * 10 // total
             left = (now - start) * (total - done) / done
             line = f"{done:,} of {total:,} cases, {different:,} different, {left:.0f} s left"
@@ -126,49 +128,118 @@ def _excess(result: Result) -> tuple[int, float]:
     return difference.verdict, difference.error / difference.allowed if difference.allowed else 0.0
 
 
-def text(results: list[Result], seconds: float, rerun: str) -> str:
-    """The report of a run. `rerun` is the command line that repeats one case, up to its name."""
+def text(results: list[Result], answers: list[Answer], seconds: float, again: str, seed: int) -> str:
+    """The report of a run. `again` is the command line that runs this subject."""
+    parts: list[str] = []
+    if len(results) == 1:
+        parts += [detail(results[0]), ""]
+    elif results:
+        parts += ["Cases by module and axis: bitwise / within rounding / different", table(results), ""]
+        parts += ["With oneDNN off, percentage of cases bitwise in every value | and in every gradient"]
+        parts += [bitwise_share(results), ""]
+        extreme = worst(results)
+        if extreme is not None and extreme.worst is not None:
+            parts += [f"Worst: {extreme.worst.name}: {what(extreme.worst)}, in", f"  {extreme.case.name}", ""]
+    parts += failures(results, again + (f" --seed {seed}" if seed else ""))
+    if answers:
+        parts += contract_text(answers, again)
     counts = Counter(result.verdict for result in results)
-    parts = [
-        "Cases by module and axis: bitwise / within rounding / different",
-        table(results),
-        "",
-        "With oneDNN off, the share of cases (%) that are bitwise in all values | in all gradients too",
-        bitwise_share(results),
-        "",
-    ]
-    extreme = worst(results)
-    if extreme is not None and extreme.worst is not None and extreme.worst.allowed:
-        difference = extreme.worst
-        parts += [
-            f"Worst: {difference.name}, error {difference.error:.2g}, torch.nn's own {difference.own:.2g}, "
-            f"allowed {difference.allowed:.2g}, in",
-            f"  {extreme.case.name}",
-            "",
-        ]
-    parts += failures(results, rerun)
-    parts.append(
-        f"{len(results):,} cases in {seconds:.0f} s: {counts[Verdict.BITWISE]:,} bitwise, "
-        f"{counts[Verdict.ROUNDING]:,} within rounding, {counts[Verdict.DIFFERENT]:,} different."
-    )
+    if results:
+        parts.append(
+            f"Grid: {len(results):,} cases: {counts[Verdict.BITWISE]:,} bitwise, {counts[Verdict.ROUNDING]:,} "
+            f"within rounding, {counts[Verdict.DIFFERENT]:,} different."
+        )
+    if answers:
+        parts.append(contract_line(answers))
+    verdict = "No difference." if exit_code(results, answers) == 0 else "DIFFERENT."
+    parts.append(f"{verdict} ({seconds:.0f} s)")
     return "\n".join(parts)
 
 
-def failures(results: list[Result], rerun: str, limit: int = 12) -> list[str]:
+def what(difference: Difference) -> str:
+    return difference.note or (
+        f"error {difference.error:.2g}, torch.nn's own {difference.own:.2g}, allowed {difference.allowed:.2g}"
+    )
+
+
+def exit_code(results: list[Result], answers: list[Answer]) -> int:
+    different = any(result.verdict is Verdict.DIFFERENT for result in results)
+    return int(different or any(answer.agreement is Agreement.DIFFERENT for answer in answers))
+
+
+def contract_line(answers: list[Answer]) -> str:
+    counts = Counter(answer.agreement for answer in answers)
+    return (
+        f"Contract: {len(answers):,} questions: {counts[Agreement.EQUAL]:,} answered alike, "
+        f"{counts[Agreement.TYPE_ONLY]} in type only, {counts[Agreement.EXCUSED]} excused, "
+        f"{counts[Agreement.DIFFERENT]} different."
+    )
+
+
+def contract_text(answers: list[Answer], again: str, limit: int = 12) -> list[str]:
+    """The questions that were answered differently; those excused or equal in type only, by reason."""
+    lines = []
+    different = [answer for answer in answers if answer.agreement is Agreement.DIFFERENT]
+    for answer in different[:limit]:
+        lines += ["DIFFERENT " + answer_text(answer), f'  {again} --ask "{answer.question.strip()}"', ""]
+    if len(different) > limit:
+        lines += [f"... and {len(different) - limit} more (--json lists all)", ""]
+    reasons: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if answer.agreement is Agreement.TYPE_ONLY:
+            reasons.setdefault("in type only: torch.nn's message is a kernel's own", []).append(answer)
+        if answer.agreement is Agreement.EXCUSED:
+            reasons.setdefault(f"excused: {answer.excuse}", []).append(answer)
+    for reason, members in reasons.items():
+        lines.append(f"{len(members):4} {reason}")
+        lines.append(f"       {members[0].question}")
+    return lines + [""] * bool(reasons)
+
+
+def answer_text(answer: Answer) -> str:
+    if answer.agreement is Agreement.EQUAL:
+        return f"{answer.question}\n  both        {answer.reference}"
+    return f"{answer.question}\n  torch.nn    {answer.reference}\n  the subject {answer.subject}"
+
+
+def print_selftest(trials: Iterable[Trial]) -> int:
+    """Print the table of kills as it grows. Returns 1 if a fault survives or a control is accused."""
+    print(f"{'planted fault':55}{'found in':12}{'half':10}first sign\n")
+    total, missed = 0, []
+    controls: dict[tuple[str, str], list[Trial]] = {}
+    for trial in trials:
+        if trial.is_control:
+            controls.setdefault((trial.name, trial.half), []).append(trial)
+            continue
+        total += 1
+        if not trial.found:
+            missed.append(trial.name)
+        sign = trial.sign.split("\n")[0] if trial.found else "SURVIVES"
+        print(f"{trial.name:55}{f'{trial.found} of {trial.tried}':12}{trial.half:10}{sign[:23]}", flush=True)
+    print()
+    for (name, half), parts in controls.items():
+        found = sum(part.found for part in parts)
+        accused = f"accused in {found} of" if found else "accused in none of"
+        first = next((part.first for part in parts if part.found), "")
+        print(f"{name:55}{accused} {sum(part.tried for part in parts):,} of the {half} {first}".rstrip())
+    wrongly = sum(part.found for parts in controls.values() for part in parts)
+    print(f"\n{total - len(missed)} of {total} planted faults found, {wrongly} false accusations.")
+    return int(bool(missed or wrongly))
+
+
+def failures(results: list[Result], again: str, limit: int = 12) -> list[str]:
     """The differing cases, gathered by module and by what differs first, one example of each with its command."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         if result.verdict is Verdict.DIFFERENT and result.worst is not None:
-            name = result.worst.name.rstrip("_0123456789").removesuffix("_reverse").removesuffix("_l")
+            name = result.worst.name.removesuffix("_reverse").rstrip("_l0123456789")
             groups.setdefault((result.case.kind, name), []).append(result)
     lines = []
     for (kind, name), members in sorted(groups.items(), key=lambda item: -len(item[1]))[:limit]:
         example = min(members, key=lambda result: len(result.case.name))
-        difference = example.worst
-        assert difference is not None
-        what = difference.note or f"error {difference.error:.2g}, allowed {difference.allowed:.2g}"
+        assert example.worst is not None
         lines += [f"DIFFERENT {kind}: {name} in {len(members):,} cases, for example"]
-        lines += [f"  {difference.name}: {what}", f"  {rerun} {example.case.name}", ""]
+        lines += [f"  {example.worst.name}: {what(example.worst)}", f"  {again} -k {example.case.name}", ""]
     if len(groups) > limit:
         lines += [f"... and {len(groups) - limit} more kinds of difference (--json lists every case)", ""]
     return lines
@@ -196,15 +267,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def as_json(results: list[Result], subject: str, seed: int, seconds: float) -> dict[str, Any]:
-    """The whole run as plain data: `cases` maps each name to its verdict and to what isn't bitwise."""
+def as_json(results: list[Result], answers: list[Answer], subject: str, seed: int, seconds: float) -> dict[str, Any]:
+    """The whole run as plain data. `cases` maps each name to its verdict and to what isn't bitwise; `contract` lists
+    the questions that weren't answered alike."""
     counts = Counter(result.verdict for result in results)
     return {
         "subject": subject,
         "seed": seed,
         "seconds": round(seconds, 1),
         "environment": environment(),
+        "exit_code": exit_code(results, answers),
         "counts": {verdict.name.lower(): counts[verdict] for verdict in Verdict},
+        "contract_counts": {
+            agreement.name.lower(): sum(answer.agreement is agreement for answer in answers) for agreement in Agreement
+        },
+        "contract": [
+            {**vars(answer), "agreement": answer.agreement.name.lower()}
+            for answer in answers
+            if answer.agreement is not Agreement.EQUAL
+        ],
         "cases": {
             result.case.name: {
                 "verdict": result.verdict.name.lower(),

@@ -213,10 +213,11 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
             for parameter in module.parameters():
                 parameter.mul_(0.9)
 
+    named = dict(zip(("input", "hx"), (input, *hx), strict=False))
     snapshot = {name: tensor.detach().clone() for name, tensor in _callers(module, leaves, input)}
     torch.manual_seed(drawn.seed)
     with _circumstances(case, precision.dtype):
-        result = module(input=input, **{"hx": h for h in hx}) if case.special == "keywords" else module(input, *hx)
+        result = module(**named) if case.special == "keywords" else module(*named.values())
     outputs = _outputs(seen, case, result)
     seen.tensors |= {name: tensor.detach() for name, tensor in outputs.items()}
     seen.facts["requires_grad"] = {name: tensor.requires_grad for name, tensor in outputs.items()}
@@ -261,11 +262,11 @@ def _arguments(
         leaves = {"input": leaf(drawn.input)}
         input = leaves["input"]
     names = ("h_0", "c_0")[: len(drawn.hx)]
-    leaves |= {name: leaf(state) for name, state in zip(names, drawn.hx)}
+    leaves |= {name: leaf(state) for name, state in zip(names, drawn.hx, strict=True)}
     states = [leaves[name] for name in names]
     if case.special == "expanded":
         input = leaves["input"].expand_as(drawn.input)
-        states = [state.expand_as(drawn_state) for state, drawn_state in zip(states, drawn.hx)]
+        states = [state.expand_as(drawn_state) for state, drawn_state in zip(states, drawn.hx, strict=True)]
     hx = () if not states else (tuple(states),) if case.is_lstm else (states[0],)
     return input, hx, leaves
 
@@ -274,14 +275,14 @@ def _outputs(seen: Observations, case: Case, result: Any) -> dict[str, Tensor]:
     """The tensors of a forward's result by name; their container is recorded as a fact."""
     seen.facts["structure"] = _structure(result)
     if case.is_cell:
-        return dict(zip(("h_1", "c_1"), result if case.is_lstm else (result,)))
+        return dict(zip(("h_1", "c_1"), result if case.is_lstm else (result,), strict=False))
     output, states = result
     if isinstance(output, PackedSequence):
         for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
             indices = getattr(output, name)
             seen.facts[name] = None if indices is None else (str(indices.device), indices.tolist())
         output = output.data
-    return {"output": output} | dict(zip(("h_n", "c_n"), states if case.is_lstm else (states,)))
+    return {"output": output} | dict(zip(("h_n", "c_n"), states if case.is_lstm else (states,), strict=False))
 
 
 def _structure(value: Any) -> str:
