@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM-proj": ("LSTM", {"proj_size": 2}),
     "GRU": ("GRU", {}),
 }
+MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "LSTM": "LSTM", "LSTM-proj": "LSTM", "GRU": "GRU"}
 CELLS = [kind for kind in KINDS if kind != "LSTM-proj"]
 FORMS = ["unbatched", "padded", "packed", "unsorted"]
 H_IN, H, L, LENGTHS = 3, 4, 5, [3, 5, 1]
@@ -50,21 +51,23 @@ def pair(kind: str, seed: int = 0, **options: Any) -> tuple[Any, Any]:
     native, kit = build(nn, kind, **options), build(rnnkit, kind, **options)
     with torch.no_grad():
         for k, weight in enumerate(native.parameters()):
-            weight.copy_(0.6 * randn(*weight.shape, seed=1000 * seed + k, dtype=weight.dtype))
+            scale = 0.2 if weight.is_complex() else 0.6  # tanh has poles on the imaginary axis
+            weight.copy_(scale * randn(*weight.shape, seed=1000 * seed + k, dtype=weight.dtype))
     kit.load_state_dict(native.state_dict())
     return native, kit
 
 
 def arguments(module: Any, form: str = "padded", hx: bool = True, seed: int = 0, steps: int = L) -> tuple[Any, Any]:
     """A new input for `module` in that form, and a non-zero state or None; both of them leaves that want gradients."""
-    weight = next(module.parameters())
-    if isinstance(module, (nn.RNNCellBase, rnnkit.RNNCellBase)):
+    cell = isinstance(module, (nn.RNNCellBase, rnnkit.RNNCellBase))
+    weight = module.weight_ih if cell else module.all_weights[0][0]
+    if cell:
         shape, rows = (() if form == "unbatched" else (N,)), ()
         sizes = [(module.hidden_size,)] * (1 + ("LSTM" in type(module).__name__))
     else:
         shape = (steps,) if form == "unbatched" else (N, steps) if module.batch_first else (steps, N)
         rows = (module.num_layers * (1 + module.bidirectional),)
-        sizes = [(module.proj_size or module.hidden_size,), (module.hidden_size,)][: 1 + (module.mode == "LSTM")]
+        sizes = [(module.proj_size or module.hidden_size,), (module.hidden_size,)][: 1 + ("LSTM" in module.mode)]
     batch = () if form == "unbatched" else (N,)
     input = randn(*shape, module.input_size, seed=seed + 1, dtype=weight.dtype).requires_grad_()
     states = tuple(
@@ -75,10 +78,24 @@ def arguments(module: Any, form: str = "padded", hx: bool = True, seed: int = 0,
 
 
 def pack(module: Any, input: Tensor, form: str) -> Tensor | PackedSequence:
+    """`input`, or its rows of LENGTHS packed: gathered by index, for torch packs no complex ones with gradients."""
     if form not in ("packed", "unsorted"):
         return input
     lengths = sorted(LENGTHS, reverse=True) if form == "packed" else LENGTHS
-    return pack_padded_sequence(input, lengths, batch_first=module.batch_first, enforce_sorted=form == "packed")
+    steps = input.transpose(0, 1) if module.batch_first else input
+    places = torch.arange(steps[..., 0].numel()).reshape(steps.shape[:2])
+    rows, *rest = pack_padded_sequence(places, lengths, enforce_sorted=form == "packed")
+    return PackedSequence(steps.flatten(0, 1)[rows], *rest)
+
+
+def as_list(state: Any) -> list[Tensor]:
+    """h, or (h, c), as a list."""
+    return list(state) if isinstance(state, (tuple, list)) else [state]
+
+
+def arrays(module: Any) -> dict[str, Any]:
+    """The parameters in NumPy."""
+    return {name: weight.detach().numpy().copy() for name, weight in module.named_parameters()}
 
 
 def tensors(result: Any) -> dict[str, Tensor]:
@@ -106,12 +123,12 @@ def observe(
     torch.manual_seed(seed)  # for dropout
     outputs = tensors(module(pack(module, input, form), state))
     loss = sum(
-        (outputs[name] * randn(*outputs[name].shape, seed=seed + 9, dtype=outputs[name].dtype)).sum().abs()
+        (outputs[name] * randn(*outputs[name].shape, seed=seed + 9, dtype=outputs[name].dtype)).sum().real
         for name in (*wanted, "h")
         if name in outputs
     )
     leaves = {"input": input}
-    leaves |= {f"hx[{k}]": s for k, s in enumerate(state if isinstance(state, tuple) else [state]) if s is not None}
+    leaves |= {f"hx[{k}]": s for k, s in enumerate(as_list(state)) if s is not None}
     leaves |= dict(module.named_parameters())
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     found = {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}

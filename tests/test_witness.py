@@ -5,24 +5,30 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import CELLS, FORMS, KINDS, LENGTHS, H, L, N, arguments, named, pack, pair, product, randn
+from helpers import (
+    CELLS,
+    FORMS,
+    KINDS,
+    LENGTHS,
+    MODES,
+    H,
+    L,
+    N,
+    arguments,
+    arrays,
+    as_list,
+    named,
+    pack,
+    pair,
+    product,
+    randn,
+)
 from torch.nn.utils.rnn import pad_packed_sequence
 from witness import GATES, cell, layers
 
-from rnnkit import EQUATIONS
-
-MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "LSTM": "LSTM", "LSTM-proj": "LSTM", "GRU": "GRU"}
 GRID = product(num_layers=[1, 2, 3], bias=[True, False], bidirectional=[False, True], batch_first=[False, True])
 BLOCKS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 ROUNDING = 1e-14  # of float64, over some hundred operations on numbers near 1
-
-
-def arrays(module):
-    return {name: weight.detach().numpy().copy() for name, weight in module.named_parameters()}
-
-
-def as_list(states):
-    return list(states) if isinstance(states, (tuple, list)) else [states]
 
 
 def assert_near(seen, expected, where):
@@ -99,24 +105,6 @@ def test_each_gate_has_its_own_rows(kind, gate, block):
         assert moved > 1e-3, f"{type(module).__module__} ignores {block} of {gate}"
         expected, _ = cell(MODES[kind], arrays(module), *(t.detach().numpy() for t in (input, *as_list(state))))
         assert_near(after, expected, type(module).__module__)
-
-
-@pytest.mark.parametrize("kind", CELLS)
-def test_a_step_names_its_gates(kind):
-    """EQUATIONS' step returns the gates in the order of its record, each the witness's gate of that letter."""
-    mode, (_, module) = MODES[kind], pair(kind, cell=True)
-    input, state = arguments(module)
-    igates = torch.nn.functional.linear(input, module.weight_ih, module.bias_ih)
-    hgates = torch.nn.functional.linear(as_list(state)[0], module.weight_hh, module.bias_hh)
-    equation = EQUATIONS[mode]
-    after, gates = equation.step(igates, hgates, tuple(as_list(state)))
-    assert len(after) == len(equation.state)
-    assert equation.gates == tuple(GATES[mode])
-    for n in range(N):
-        x, *h_c = (t[n].detach().numpy() for t in (input, *as_list(state)))
-        expected, named_gates = cell(mode, arrays(module), x, *h_c)
-        assert_near([s[n] for s in after], expected, mode)
-        assert_near([gate[n] for gate in gates], [named_gates[letter] for letter in equation.gates], mode)
 
 
 @pytest.mark.parametrize(

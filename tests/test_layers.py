@@ -1,0 +1,537 @@
+"""RNN, LSTM and GRU against torch.nn's: with oneDNN off everything here is equal bit for bit, gradients too."""
+
+import inspect
+import itertools
+import warnings
+
+import pytest
+import torch
+from helpers import (
+    FORMS,
+    H_IN,
+    KINDS,
+    L,
+    N,
+    arguments,
+    as_list,
+    assert_close,
+    assert_same,
+    build,
+    named,
+    observe,
+    outcome,
+    pack,
+    pair,
+    product,
+    randn,
+    tensors,
+)
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnkit
+
+pytestmark = pytest.mark.usefixtures("native_kernels")
+
+LAYERS = ["RNN", "LSTM", "GRU"]
+OPTIONS = product(num_layers=[1, 2, 3], bias=[True, False], batch_first=[False, True], bidirectional=[False, True])
+DEEP = {"num_layers": 2, "bidirectional": True}
+
+
+# Construction -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_seed_gives_equal_weights_and_leaves_the_generator_equal(kind, options):
+    made = []
+    for library in (nn, rnnkit):
+        torch.manual_seed(5)
+        module = build(library, kind, **options)
+        after_construction = torch.get_rng_state()
+        module.reset_parameters()
+        made.append((module.state_dict(), after_construction, torch.get_rng_state()))
+    (theirs, *their_states), (ours, *our_states) = made
+    assert_same(theirs, ours)
+    assert all(torch.equal(a, b) for a, b in zip(their_states, our_states, strict=True))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.25])
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributes_are_torchs(kind, options, dropout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        native, kit = pair(kind, dropout=dropout, **options)
+    for name in (*nn.RNNBase.__constants__, "training", *(["nonlinearity"] if kind in ("tanh", "relu") else [])):
+        assert (type(getattr(kit, name)), getattr(kit, name)) == (type(getattr(native, name)), getattr(native, name))
+    assert kit.__constants__ == native.__constants__
+    assert repr(kit) == repr(native)
+    assert kit.extra_repr() == native.extra_repr()
+    assert kit._all_weights == native._all_weights
+    assert kit._flat_weights_names == native._flat_weights_names
+    assert list(kit.state_dict()) == list(native.state_dict())
+    assert [name for name, _ in kit.named_parameters()] == [name for name, _ in native.named_parameters()]
+    assert all(type(weight) is nn.Parameter for weight in kit.parameters())
+    shapes = [[tuple(weight.shape) for weight in weights] for weights in native.all_weights]
+    assert [[tuple(weight.shape) for weight in weights] for weights in kit.all_weights] == shapes
+    mine = {id(weight) for weight in kit.parameters()}
+    assert {id(weight) for weights in kit.all_weights for weight in weights} == mine == set(map(id, kit._flat_weights))
+    assert kit.flatten_parameters() is None
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dicts_load_strictly_both_ways(kind, options):
+    for source, target in itertools.permutations((nn, rnnkit)):
+        torch.manual_seed(1)
+        source, target = build(source, kind, **options), build(target, kind, **options)
+        assert str(target.load_state_dict(source.state_dict(), strict=True)) == "<All keys matched successfully>"
+        assert_same(source.state_dict(), target.state_dict())
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "RNNBase"])
+def test_signatures_are_torchs(name):
+    ours, theirs = getattr(rnnkit, name), getattr(nn, name)
+    for method in ("__init__", "forward", "flatten_parameters", "reset_parameters", "extra_repr"):
+        if name != "RNNBase" or method != "forward":
+            parameters = [inspect.signature(getattr(cls, method)).parameters.values() for cls in (ours, theirs)]
+            assert [(p.name, p.kind, p.default) for p in parameters[0]] == [
+                (p.name, p.kind, p.default) for p in parameters[1]
+            ], method
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "RNNBase"])
+def test_every_public_name_of_torchs_class_is_there(name):
+    public = {name for name in dir(getattr(nn, name)) if not name.startswith("_")}
+    assert public <= set(dir(getattr(rnnkit, name)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_positional_arguments_are_in_torchs_order(kind):
+    name, own = KINDS[kind]
+    positional = [3, 4, 2, *own.values(), False, True, 0.5, True]
+    if kind == "LSTM-proj":
+        positional = [3, 4, 2, False, True, 0.5, True, 2]
+    for count in range(2, len(positional) + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert repr(getattr(rnnkit, name)(*positional[:count])) == repr(getattr(nn, name)(*positional[:count]))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dropout_on_one_layer_is_torchs_warning(name):
+    seen = []
+    for library in (nn, rnnkit):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            getattr(library, name)(3, 4, dropout=0.5)
+        seen.append([(w.category, str(w.message)) for w in caught])
+    assert len(seen[0]) == 1
+    assert seen[1] == seen[0]
+    assert caught[0].filename == __file__  # the line that made the module, where torch.nn points into itself
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_meta_modules_compute_shapes(kind):
+    for form in FORMS[:2]:
+        shapes = []
+        for library in (nn, rnnkit):
+            module = build(library, kind, **DEEP, device="meta")
+            assert all(weight.is_meta for weight in module.parameters())
+            input, hx = arguments(build(library, kind, **DEEP), form)
+            hx = [s.to("meta") for s in as_list(hx)]
+            result = tensors(module(input.to("meta"), tuple(hx) if len(hx) > 1 else hx[0]))
+            shapes.append({name: (t.shape, t.device, t.dtype, t.stride()) for name, t in result.items()})
+        assert shapes[0] == shapes[1]
+
+
+# Values and gradients -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_and_gradients_are_torchs(kind, options, form, hx):
+    native, kit = pair(kind, **options)
+    expected = observe(native, form, hx)
+    assert kind == "relu" or all(value.abs().max() > 0 for value in expected.values())  # a relu may be all dead
+    assert_same(expected, observe(kit, form, hx))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dropout", [0.3, 1.0])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", product(num_layers=[2, 3], bidirectional=[False, True]), ids=named)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_is_torchs_under_one_seed(kind, options, form, dropout, training):
+    native, kit = pair(kind, dropout=dropout, **options)
+    expected, seen = (observe(module.train(training), form) for module in (native, kit))
+    assert_same(expected, seen)
+    dry, _ = pair(kind, **options)
+    assert torch.equal(observe(dry, form)["output"], expected["output"]) is not training
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "wanted", [names for n in (1, 2, 3) for names in itertools.combinations(("output", "h_n", "c_n"), n)], ids="-".join
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_any_subset_of_the_outputs(kind, wanted, form):
+    if wanted == ("c_n",) and "LSTM" not in kind:
+        return
+    native, kit = pair(kind, **DEEP)
+    expected = observe(native, form, wanted=wanted)
+    assert len(expected) >= 20
+    assert_same(expected, observe(kit, form, wanted=wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lower_precisions_are_torchs(kind, form, dtype):
+    native, kit = pair(kind, dtype=dtype, **DEEP)
+    assert_same(observe(native, form), observe(kit, form))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_complex_numbers_are_torchs(kind, form, dtype):
+    """Within rounding, for complex kernels take whole vectors and single numbers by different formulas."""
+    native, kit = pair(kind, dtype=dtype, **DEEP)
+    refused = outcome(observe, native, form)
+    assert outcome(observe, kit, form) == refused
+    assert bool(refused[0]) == (kind == "relu")
+    if kind != "relu":
+        assert_close(observe(native, form), observe(kit, form), atol=200 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_gives_torchs_dtypes(kind, form, onednn, dtype):
+    native, kit = pair(kind, dtype=torch.float32, **DEEP)
+    input, hx = arguments(native, form)
+
+    def run(module):
+        with torch.no_grad(), torch.autocast("cpu", dtype), torch.backends.mkldnn.flags(enabled=onednn):
+            return tensors(module(pack(module, input, form), hx))
+
+    if onednn and dtype is torch.float16 and "primitive descriptor" in outcome(run, native)[1]:
+        pytest.skip("oneDNN has no float16 LSTM for this processor")
+    results = expected, seen = run(native), run(kit)
+    assert {name: (t.dtype, t.shape) for name, t in seen.items()} == {
+        name: (t.dtype, t.shape) for name, t in expected.items()
+    }
+    ulp = torch.finfo(dtype).eps
+    assert_close(*({name: t.float() for name, t in result.items()} for result in results), atol=8 * ulp)
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_strides_do_not_matter(kind, batch_first, form):
+    """Inputs and states that are transposed, sliced with gaps, or expanded: same values, same gradients."""
+    native, kit = pair(kind, batch_first=batch_first, **DEEP)
+    whole, hx = arguments(native, form)
+    views = {
+        "gaps": lambda t: t.detach().repeat_interleave(2, -1)[..., ::2],
+        "transposed": lambda t: t.detach().transpose(0, -1).contiguous().transpose(0, -1),
+        "expanded": lambda t: t.detach()[:1].expand(t.shape),
+        "offset": lambda t: torch.cat([t.detach(), t.detach()])[1 : 1 + len(t)],
+    }
+    for name, view in views.items():
+        results = []
+        for module in (native, kit):
+            leaves = [view(t).requires_grad_() for t in (whole, *as_list(hx))]
+            state = tuple(leaves[1:]) if len(leaves) > 2 else leaves[1]
+            outputs = tensors(module(leaves[0], state))
+            grads = torch.autograd.grad(sum(t.pow(2).sum() for t in outputs.values()), [*leaves, *module.parameters()])
+            results.append(outputs | {f"grad {k}": grad for k, grad in enumerate(grads)})
+        assert name == "expanded" or not leaves[0].is_contiguous() or name == "offset"
+        assert_same(*results)
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_none(kind, batch_first, hx):
+    results = []
+    for module in pair(kind, batch_first=batch_first, **DEEP):
+        _, state = arguments(module)
+        input = torch.zeros((0, L, H_IN) if batch_first else (L, 0, H_IN), dtype=torch.float64, requires_grad=True)
+        state = [s.detach()[:, :0].requires_grad_() for s in as_list(state)]
+        outputs = tensors(module(input, None if not hx else tuple(state) if len(state) > 1 else state[0]))
+        leaves = [input, *module.parameters(), *(state if hx else [])]
+        grads = torch.autograd.grad(sum(t.sum() for t in outputs.values()), leaves)
+        results.append(outputs | {f"grad {k}": grad for k, grad in enumerate(grads)})
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arguments_have_torchs_keywords(kind):
+    native, kit = pair(kind, **DEEP)
+    input, hx = arguments(native)
+    expected = tensors(native(input=input, hx=hx))
+    assert_same(expected, tensors(kit(hx=hx, input=input)))
+    assert_same(expected, tensors(kit(input, hx=hx)))
+
+
+def test_the_usual_line_reads_the_same():
+    seen = []
+    for library in (nn, rnnkit):
+        torch.manual_seed(0)
+        rnn = library.LSTM(10, 20, 2)
+        input = torch.randn(5, 3, 10)
+        h0 = torch.randn(2, 3, 20)
+        c0 = torch.randn(2, 3, 20)
+        output, (hn, cn) = rnn(input, (h0, c0))
+        seen.append({"output": output, "h_n": hn, "c_n": cn})
+    assert_same(*seen)
+    assert [tuple(t.shape) for t in seen[0].values()] == [(5, 3, 20), (2, 3, 20), (2, 3, 20)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_have_torchs_types(kind, form):
+    for result in [module(pack(module, *arguments(module, form)[:1], form)) for module in pair(kind, **DEEP)]:
+        output, states = result
+        assert type(result) is tuple
+        assert type(output) is (PackedSequence if form in FORMS[2:] else torch.Tensor)
+        assert type(states) is (tuple if "LSTM" in kind else torch.Tensor)
+
+
+@pytest.mark.parametrize("form", ["padded", "unbatched"])
+@pytest.mark.parametrize("wrap", [list, torch.stack, lambda hx: (*hx, "ignored")], ids=["list", "stacked", "three"])
+def test_an_lstms_state_may_come_in_torchs_other_forms(wrap, form):
+    native, kit = pair("LSTM", **DEEP)
+    input, hx = arguments(native, form)
+    expected = outcome(native, input, wrap(hx))
+    assert outcome(kit, input, wrap(hx)) == expected
+    if expected == ("", ""):
+        assert_same(tensors(native(input, wrap(hx))), tensors(kit(input, wrap(hx))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_callers_tensors_are_never_written(kind, form):
+    _, kit = pair(kind, dropout=0.5, **DEEP)
+    input, hx = arguments(kit, form)
+    given = pack(kit, input.detach(), form)
+    watched = [*(t for t in (given if form in FORMS[2:] else [given]) if t is not None), *as_list(hx)]
+    watched += list(kit.parameters())
+    copies, versions = [t.detach().clone() for t in watched], [t._version for t in watched]
+    loss = sum(t.sum() for t in tensors(kit(given, hx)).values() if t.requires_grad)
+    loss.backward()
+    assert versions == [t._version for t in watched]
+    assert all(torch.equal(t, copy) for t, copy in zip(watched, copies, strict=True))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
+@pytest.mark.parametrize("steps", [1, L])
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_two_results_share_memory(kind, form, steps, options):
+    """Nor with what went in: writing into one result changes no other."""
+    _, kit = pair(kind, **options)
+    input, hx = arguments(kit, form, steps=steps)
+    with torch.no_grad():
+        results = tensors(kit(input, hx))
+    storages = [t.untyped_storage().data_ptr() for t in (*results.values(), input, *as_list(hx), *kit.parameters())]
+    assert len(set(storages)) == len(storages)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("form", ["padded", "unsorted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_runs_coincide(kind, form, optimizer):
+    """Five steps with dropout, from one seed: equal losses and equal weights, bit for bit."""
+    runs = []
+    for library in (nn, rnnkit):
+        torch.manual_seed(11)
+        module = build(library, kind, dropout=0.3, **DEEP)
+        steps, losses = optimizer(module.parameters(), lr=0.05), []
+        for step in range(5):
+            input, hx = arguments(module, form, seed=step)
+            outputs = tensors(module(pack(module, input, form), hx))
+            loss = sum(outputs[name].pow(2).mean() for name in ("output", "h_n", "c_n") if name in outputs)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            losses.append(loss.detach())
+        runs.append({"losses": torch.stack(losses)} | module.state_dict())
+    assert_same(*runs)
+    assert len(set(runs[0]["losses"].tolist())) == 5
+
+
+# Weights as they are now --------------------------------------------------------------------------------------------
+
+
+def replace(module):
+    for name, weight in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(weight.detach().flip(0)))
+
+
+def tie(module):
+    module.weight_hh_l1 = module.weight_hh_l0
+    module.bias_ih_l1_reverse = module.bias_hh_l0
+
+
+def as_plain_tensors(module):
+    for name, weight in list(module.named_parameters()):
+        delattr(module, name)
+        setattr(module, name, weight.detach() * 1.5)
+
+
+def as_buffers(module):
+    for name, weight in list(module.named_parameters()):
+        delattr(module, name)
+        module.register_buffer(name, weight.detach() * 1.5)
+
+
+def in_place(module):
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(1.5)
+
+
+def through_data(module):
+    for weight in module.parameters():
+        weight.data = weight.data * 1.5
+
+
+def cast_twice(module):
+    module.float().double()
+
+
+def weight_norm(module):
+    nn.utils.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.weight_hh_l0_g.mul_(2)
+
+
+def spectral_norm(module):
+    torch.manual_seed(0)
+    nn.utils.spectral_norm(module, "weight_hh_l0")
+
+
+def pruned(module):
+    prune.l1_unstructured(module, "weight_ih_l0", amount=0.5)
+    prune.l1_unstructured(module, "weight_hh_l1", amount=3)
+
+
+def pruned_for_good(module):
+    pruned(module)
+    prune.remove(module, "weight_ih_l0")
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def parametrized(module):
+    parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
+    parametrize.register_parametrization(module, "bias_hh_l1", Doubled())
+
+
+def parametrized_and_back(module):
+    parametrized(module)
+    parametrize.remove_parametrizations(module, "weight_hh_l0")
+
+
+def orthogonal(module):
+    torch.manual_seed(0)
+    parametrizations.orthogonal(module, "weight_hh_l0")
+
+
+def new_weight_norm(module):
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original0.mul_(2)
+
+
+def new_spectral_norm(module):
+    torch.manual_seed(0)
+    parametrizations.spectral_norm(module, "weight_hh_l0")
+    module.eval()  # in training every look at the weight is a step of its power iteration
+
+
+CHANGES = [
+    replace,
+    tie,
+    as_plain_tensors,
+    as_buffers,
+    in_place,
+    through_data,
+    cast_twice,
+    weight_norm,
+    spectral_norm,
+    pruned,
+    pruned_for_good,
+    parametrized,
+    parametrized_and_back,
+    orthogonal,
+    new_weight_norm,
+    new_spectral_norm,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_weight_is_seen_by_the_next_forward(kind, change):
+    native, kit = pair(kind, **DEEP)
+    input, hx = arguments(native)
+    before = kit(input, hx)[0]
+    for module in (native, kit):
+        change(module)
+    torch.manual_seed(0)
+    expected = observe(native)
+    torch.manual_seed(0)
+    assert_same(expected, observe(kit))
+    assert list(kit.state_dict()) == list(native.state_dict())
+    assert not torch.equal(before, expected["output"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_functional_call_is_seen(kind):
+    native, kit = pair(kind, **DEEP)
+    weights = {name: 1.5 * weight.detach() for name, weight in native.named_parameters()}
+    results = []
+    for module in (native, kit):
+        given = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+        outputs = tensors(torch.func.functional_call(module, given, arguments(module)))
+        grads = torch.autograd.grad(sum(t.pow(2).sum() for t in outputs.values()), list(given.values()))
+        results.append(outputs | dict(zip([f"grad of {name}" for name in given], grads, strict=True)))
+        assert torch.equal(module(*arguments(module))[0], native(*arguments(module))[0])
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deleted_weight_is_missed_by_name(kind):
+    _, kit = pair(kind, **DEEP)
+    given = arguments(kit)
+    del kit.weight_hh_l1_reverse
+    with pytest.raises(AttributeError, match="weight_hh_l1_reverse"):
+        kit(*given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_module_in_two_places_is_one(kind):
+    """Twice in one network: the gradients of both uses add up, as torch.nn's."""
+    results = []
+    for module in pair(kind, **DEEP):
+        first, second = randn(L, N, H_IN, seed=1), randn(L, N, H_IN, seed=2)
+        loss = module(first)[0].pow(2).sum() + module(second)[0].pow(2).sum()
+        grads = torch.autograd.grad(loss, list(module.parameters()))
+        results.append({f"grad {k}": grad for k, grad in enumerate(grads)})
+    assert_same(*results)
+
+
+def test_one_forward_serves_all_layers():
+    assert {getattr(rnnkit, name).forward for name in LAYERS} == {rnnkit.RNNBase.forward}
