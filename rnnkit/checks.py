@@ -89,8 +89,9 @@ def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
     if batch_sizes.dtype != torch.int64:
         found = torch.empty(0, dtype=batch_sizes.dtype).type().removeprefix("torch.").removesuffix("Tensor")
         raise RuntimeError(f"expected scalar type Long but found {found}")
-    start, before = 0, int(batch_sizes[0])
-    for size in batch_sizes.tolist():
+    sizes = batch_sizes.tolist()
+    start, before = 0, sizes[0] if sizes else 0
+    for size in sizes:
         if start + size > data.size(0):
             raise RuntimeError(f"start ({start}) + length ({size}) exceeds dimension size ({data.size(0)}).")
         if size > before:
@@ -157,17 +158,18 @@ def check_tensors(tensors: Sequence[Any], argument: int) -> None:
             )
 
 
-def check_pair(hx: Any, weights: Sequence[Any], packed: bool) -> None:
-    """hx of an LSTM is a tuple or a list, of two."""
+def check_pair(hx: Any, weights: Sequence[Any], packed: bool, states: int = 2) -> None:
+    """hx of an LSTM is a tuple or a list, of two; an equation of your own may carry more."""
     if isinstance(hx, (tuple, list)):
         check_tensors(hx, 2 if packed else 1)
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
+        if len(hx) != states:
+            raise RuntimeError(f"lstm expects {'two' if states == 2 else states} hidden states")
         return
     # The words of torch's argument parser, which sets against each other what lstm() was given and what it takes.
     given, params = type(hx).__name__, f"!list of [{', '.join(type(weight).__name__ for weight in weights)}]!"
     expected = (
-        "tuple of Tensors hx, tuple of Tensors params, bool has_biases, int num_layers, float dropout, bool train"
+        "tuple of Tensors hx, tuple of Tensors params, bool has_biases, int num_layers, float dropout, bool train, "
+        "bool bidirectional"
     )
     if packed:
         got = f"Tensor, Tensor, {given}, list, bool, int, float, bool, bool"

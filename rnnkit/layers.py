@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, recurrence
+from . import checks, graph, recurrence
 from .equations import EQUATIONS, Equation
 from .recurrence import Weights
 
@@ -104,7 +104,7 @@ class RNNBase(nn.Module):
         if packed:
             batched, batch_dim = True, 0
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            N = batch_sizes[0]
+            N = self._packed_batch(batch_sizes, sorted_indices, hx)
         else:
             checks.check_rank(self._kind, input)
             batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
@@ -115,19 +115,23 @@ class RNNBase(nn.Module):
                 checks.check_hx_rank(hx, self._states, input.dim())
                 hx = hx if batched else self._each(hx, lambda state: state.unsqueeze(1))
         hx = self._zeros(data, N) if hx is None else self.permute_hidden(hx, sorted_indices)
-        all_weights = self.all_weights
-        self._check(data, hx, batch_sizes, all_weights)
+        all_weights = self._fetch_weights()
+        self._check(data, hx, batch_sizes, all_weights, N)
 
-        output, finals = recurrence.stack(
+        tracing = torch.compiler.is_compiling()
+        output, finals = (graph.stack if tracing else recurrence.stack)(
             self.equation,
             data.transpose(0, 1) if self.batch_first and not packed else data,
             list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False)),
             [Weights(**dict(zip(self._fields, weights, strict=True))) for weights in all_weights],
-            batch_sizes.tolist() if packed else None,
+            batch_sizes.tolist() if packed and not tracing else batch_sizes,
             self.dropout if self.training else 0.0,
             self.bidirectional,
         )
         h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
+        if not packed and self._fused_by_autocast(data):
+            dtype = torch.get_autocast_dtype(data.device.type)
+            output, h_n = output.to(dtype), tuple(state.to(dtype) for state in h_n)
         hx = h_n if len(h_n) > 1 else h_n[0]
 
         if packed:
@@ -138,6 +142,27 @@ class RNNBase(nn.Module):
         if not batched:
             output, hx = output.squeeze(batch_dim), self._each(hx, lambda state: state.squeeze(1))
         return output, hx
+
+    def _fused_by_autocast(self, data: Tensor) -> bool:
+        """Whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
+        return (
+            self.mode == "LSTM"
+            and data.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and bool(torch.backends.mkldnn.enabled)
+            and self.proj_size == 0
+            and data.dtype == torch.float32
+            and data.numel() > 0
+        )
+
+    def _packed_batch(self, batch_sizes: Tensor, sorted_indices: Tensor | None, hx: Any) -> int:
+        """N: rows with no step at all are counted by the indices alone, and are the last of the state's."""
+        if sorted_indices is not None:
+            return sorted_indices.size(0)
+        if hx is not None and (len(batch_sizes) == 0 or torch.compiler.is_compiling()):
+            return self._tuple(hx)[0].size(1)
+        return int(batch_sizes[0]) if len(batch_sizes) else 0
 
     @property
     def _kind(self) -> str:
@@ -181,6 +206,10 @@ class RNNBase(nn.Module):
     @property
     def all_weights(self) -> list[list[Any]]:
         """The parameters, a list for each layer and direction, as they are now: one that was replaced is seen."""
+        return self._fetch_weights()
+
+    def _fetch_weights(self) -> list[list[Any]]:
+        # No property: nn.Module takes an AttributeError inside one for the want of the property, not of the weight.
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
     def flatten_parameters(self) -> None:
@@ -196,32 +225,38 @@ class RNNBase(nn.Module):
         """hx with its batch in another order."""
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
-    def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]]) -> None:
+    def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int) -> None:
         """What a call must satisfy beyond its ranks; see checks."""
         flat_weights = [weight for weights in all_weights for weight in weights]
-        if self._states == 1 or batch_sizes is None:
-            self.check_forward_args(data, hx, batch_sizes)
+        if self.mode != "LSTM" or batch_sizes is None:
+            self.check_forward_args(data, hx, batch_sizes, N)
         if self._states > 1:
-            checks.check_pair(hx, flat_weights, batch_sizes is not None)
+            checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states)
         checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
         w_hh, b_hh = flat_weights[1], flat_weights[3] if self.bias else None
         if batch_sizes is None:
             checks.check_devices(data, self._tuple(hx), flat_weights)
-            if data.size(1 if self.batch_first else 0) == 0:
-                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         else:
-            checks.check_packed(data, batch_sizes)
-            if self._states > 1:
-                checks.check_packed_pair(data, hx, self._state_sizes(int(batch_sizes[0])), w_hh.size(0))
+            if not torch.compiler.is_compiling():
+                checks.check_packed(data, batch_sizes)
+            if self.mode == "LSTM":
+                checks.check_packed_pair(data, hx, self._state_sizes(N), w_hh.size(0))
         checks.check_hx_dtype(self._tuple(hx)[0], w_hh, b_hh)
 
-    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
         """Raise unless the input's dtype, rank and size and the state's sizes fit."""
         self.check_input(input, batch_sizes)
-        N = input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-        for k, (state, size) in enumerate(zip(self._tuple(hidden), self._state_sizes(N), strict=False)):
+        sizes = self._state_sizes(self._batch(input, batch_sizes) if N is None else N)
+        for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
             name = "hidden size" if self._states == 1 else f"hidden[{k}] size"
             self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
+
+    def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
+        """The size of h_0, (D*num_layers, N, H_out)."""
+        return self._state_sizes(self._batch(input, batch_sizes))[0]
+
+    def _batch(self, input: Tensor, batch_sizes: Tensor | None) -> int:
+        return input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         weight = getattr(self, self._all_weights[0][0])
@@ -316,6 +351,10 @@ class LSTM(RNNBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
+        """The size of c_0, (D*num_layers, N, H_cell)."""
+        return self._state_sizes(self._batch(input, batch_sizes))[1]
 
 
 class GRU(RNNBase):

@@ -7,8 +7,8 @@
 Plain torch operations and nothing written in place: this is the definition, and every transform of torch goes through.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,15 @@ class Weights(NamedTuple):
     b_ih: Tensor | None = None  # (G*H_cell)
     b_hh: Tensor | None = None  # (G*H_cell)
     w_hr: Tensor | None = None  # (H_out, H_cell)
+
+
+def step(equation: Equation, igates: Tensor, state: State, weights: Weights) -> State:
+    """The state after one step, whose input says `igates` (n, G*H_cell)."""
+    hgates = F.linear(state[0], weights.w_hh, weights.b_hh)  # (n, G*H_cell)
+    state, _ = equation.step(igates, hgates, state)
+    if weights.w_hr is not None:
+        state = (F.linear(state[0], weights.w_hr), *state[1:])  # (n, H_out)
+    return state
 
 
 def unroll(
@@ -45,20 +54,25 @@ def unroll(
     packed = batch_sizes is not None
     steps = igates.split_with_sizes(batch_sizes) if batch_sizes is not None else igates.unbind(0)
     outputs: list[Tensor] = []
+    rest: State = ()
     for x in reversed(steps) if reverse else steps:
-        # Rows past this step's batch keep their state: forward, those sequences are over; in reverse, yet to begin.
-        rest = tuple(s[len(x) :] for s in state) if packed and len(x) < len(state[0]) else ()
-        state = tuple(s[: len(x)] for s in state) if rest else state
-        hgates = F.linear(state[0], weights.w_hh, weights.b_hh)  # (n, G*H_cell)
-        state, _ = equation.step(x, hgates, state)
-        if weights.w_hr is not None:
-            state = (F.linear(state[0], weights.w_hr), *state[1:])  # (n, H_out)
+        if packed and len(x) != len(state[0]):
+            # Rows past this step's batch keep their state: forward, those sequences are over; in reverse, yet to begin.
+            whole = tuple(torch.cat(pair) for pair in zip(state, rest, strict=True)) if rest else state
+            state = tuple(s[: len(x)] for s in whole)
+            rest = tuple(s[len(x) :] for s in whole) if len(x) < len(whole[0]) else ()
+        state = step(equation, x, state, weights)
         outputs.append(state[0])
-        if rest:
-            state = tuple(torch.cat(pair) for pair in zip(state, rest, strict=True))
+    if rest:
+        state = tuple(torch.cat(pair) for pair in zip(state, rest, strict=True))
     if reverse:
         outputs.reverse()
+    if not outputs:
+        return igates[..., : state[0].size(-1)], state  # as empty as the igates, and differentiable like them
     return torch.cat(outputs) if packed else torch.stack(outputs), state
+
+
+Unroll: TypeAlias = Callable[[Equation, Tensor, State, Weights, Sequence[int] | None, bool], tuple[Tensor, State]]
 
 
 def layer(
@@ -67,6 +81,7 @@ def layer(
     states: Sequence[State],
     weights: Sequence[Weights],
     batch_sizes: Sequence[int] | None,
+    unroll: Unroll = unroll,
 ) -> tuple[Tensor, list[State]]:
     """Both directions over one input, or the forward one alone where there is only one state.
 
@@ -88,6 +103,7 @@ def stack(
     batch_sizes: Sequence[int] | None,
     dropout: float,
     bidirectional: bool,
+    unroll: Unroll = unroll,
 ) -> tuple[Tensor, list[State]]:
     """Layers on top of each other, with dropout on what one hands to the next.
 
@@ -98,6 +114,6 @@ def stack(
     for k in range(0, len(weights), D):
         if k and dropout:
             output = F.dropout(output, dropout)
-        output, final = layer(equation, output, states[k : k + D], weights[k : k + D], batch_sizes)
+        output, final = layer(equation, output, states[k : k + D], weights[k : k + D], batch_sizes, unroll)
         finals += final
     return output, finals
