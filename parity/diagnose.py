@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .grid import Case
 from .run import Draw, Observations, Precision, draw, observe
-from .subjects import NotOfferedError, Subject
+from .subjects import CONVENTIONS, Convention, Subject, translated
 from .variants import (
+    CATALOGUE,
     GATES,
     Deviation,
     Example,
@@ -41,6 +42,7 @@ from .variants import (
 )
 
 MARGIN = 100.0
+EXACT = Precision(torch.float64, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Search:
     nearest: Variant | None
     distance: float
     runner_up: float  # the distance of the next variant that means something else
+    also: tuple[Variant, ...] = ()  # that fit as well, because here they mean the same
 
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
@@ -101,7 +104,9 @@ def distance(expected: dict[str, Tensor], seen: dict[str, Tensor], orders: int =
         if other is None or other.shape[other.dim() - tensor.dim() :] != tensor.shape or other.dim() < tensor.dim():
             return total + math.inf
         error = (other - tensor).abs().double()
-        error = error.flatten(1).amax(1) if other.dim() > tensor.dim() else error.max() if error.numel() else error.sum()
+        error = (
+            error.flatten(1).amax(1) if other.dim() > tensor.dim() else error.max() if error.numel() else error.sum()
+        )
         scale = tensor.abs().max().double() if tensor.numel() else 1.0
         error = error / scale if scale else torch.where(error > 0, math.inf, 0.0)
         total = torch.maximum(total, torch.nan_to_num(error, nan=math.inf))
@@ -118,7 +123,7 @@ def search(
 ) -> Search:
     """Search for the variant that shows `seen` on `example`, beginning from `base`."""
     allowed = tolerance(example, eps)
-    error = _errors(base.deviations, (base.order,), example, seen)[0].item()
+    error = _errors(base, example, seen)
     if error <= allowed:
         return Search(error, base, base, error, math.inf)
     reordering = "cell" in levels and base.order.plain
@@ -130,7 +135,7 @@ def search(
             deviations = base.deviations + extra
             if not compatible(deviations):
                 continue
-            distances = _errors(deviations, tried, example, seen)
+            distances = _all_errors(deviations, tried, example, seen)
             near = distances.argsort()[:3] if len(tried) > 1 else [0]
             found += [(distances[index].item(), Variant(tried[index], deviations)) for index in near]
         found = sorted(found, key=lambda pair: pair[0])[:50]
@@ -144,21 +149,25 @@ def search(
     different = [(d, v) for d, v in found if v is not best and (d > allowed or not equivalent(best, v, example))]
     runner_up = min((d for d, _ in different), default=math.inf)
     accepted = runner_up > MARGIN * allowed and all(
-        _errors(best.deviations, (best.order,), other, shown)[0].item() <= tolerance(other, eps) for other, shown in again
+        _errors(best, other, shown) <= tolerance(other, eps) for other, shown in again
     )
-    return Search(error, best if accepted else None, best, found[0][0], runner_up)
+    return Search(error, best if accepted else None, best, found[0][0], runner_up, tuple(fits[1:]))
 
 
 def _position(variant: Variant) -> tuple[int, ...]:
-    from .variants import CATALOGUE
-
+    """The catalogue's order decides between equally simple names."""
     return tuple(CATALOGUE.index(deviation) for deviation in variant.deviations)
 
 
-def _errors(
+def _errors(variant: Variant, example: Example, seen: dict[str, Tensor]) -> float:
+    """The distance of a variant from what was seen."""
+    return _all_errors(variant.deviations, (variant.order,), example, seen)[0].item()
+
+
+def _all_errors(
     deviations: tuple[Deviation, ...], tried: Sequence[Order], example: Example, seen: dict[str, Tensor]
 ) -> Tensor:
-    """The distance of a variant from what was seen, for each order."""
+    """The distance from what was seen, for each order of the gates."""
     H = example.weights["weight_hh" + example.slots[0]].size(0) // len(GATES[example.kind])
     rows = None
     if len(tried) > 1:
@@ -187,7 +196,7 @@ def equivalent(first: Variant, second: Variant, example: Example) -> bool:
         cotangents={name: anew(cotangent) for name, cotangent in example.cotangents.items()},
     )
     shown = first.run(other)
-    return _errors(second.deviations, (second.order,), other, shown)[0].item() <= tolerance(other)
+    return _errors(second, other, shown) <= tolerance(other)
 
 
 # Probing --------------------------------------------------------------------------------------------------------------
@@ -220,16 +229,16 @@ PROBES = (
     Probe("two layers, two directions", ("stack",), TWO_BY_TWO),
     Probe("two layers, two directions, no hx", ("stack",), {**TWO_BY_TWO, "hx": False}),
     Probe("unbatched", ("batch",), {"form": "unbatched"}),
+    Probe("batch_first, as many rows as states", ("batch",), {"batch_first": True, **TWO_BY_TWO}, square=True),
     Probe("batch_first, no hx", ("batch",), {"batch_first": True, "hx": False}),
-    Probe("batch_first, as many rows as layers", ("batch",), {"batch_first": True, **TWO_BY_TWO}, square=True),
     Probe("batch_first", ("batch",), {"batch_first": True}),
     Probe("packed", ("batch",), {"form": "packed"}),
     Probe("packed, two directions", ("batch", "stack"), {"form": "packed", **TWO_BY_TWO}),
     Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}),
     Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}),
     Probe("projection", ("cell",), {"kind": "LSTM-proj"}),
-    Probe("dropout 1, one layer", ("dropout",), {"dropout": "dropout_train"}),
     Probe("dropout 1, two layers", ("dropout",), {"dropout": "dropout_train", "layers": 2}),
+    Probe("dropout 1, one layer", ("dropout",), {"dropout": "dropout_train"}),
     Probe("dropout 1 in eval mode", ("dropout",), {"dropout": "dropout_eval", "layers": 2}),
 )
 CELL_PROBES = (
@@ -240,10 +249,16 @@ CELL_PROBES = (
 
 
 def example_of(case: Case, drawn: Draw, gradients: bool = False) -> Example:
+    """The same problem for the catalogue. What a packed batch leaves out is zero in it, as in pad_packed_sequence."""
+    input = drawn.input
+    if case.is_packed:
+        batch_dim = 0 if case.batch_first else 1
+        packed = pack_padded_sequence(input, torch.tensor(drawn.lengths), case.batch_first, enforce_sorted=False)
+        input, _ = pad_packed_sequence(packed, case.batch_first, total_length=input.size(1 - batch_dim))
     return Example(
         kind=case.class_name.removesuffix("Cell"),
         weights=drawn.weights,
-        input=drawn.input,
+        input=input,
         hx=drawn.hx,
         lengths=drawn.lengths if case.is_packed else None,
         batch_first=case.batch_first,
@@ -291,135 +306,172 @@ class Doctor:
         self.seed = seed
         self.diagnosis = Diagnosis(subject)
         self.base = plain(subject.kind)
-        self.grads = True  # whether values agree, so that gradients can be looked at
+        self.also: tuple[Variant, ...] = ()
+        self.exact = True  # no dtype slip was found, so that gradients can be compared
+        self.always: dict[str, Any] = {}  # options that every probe has, because the subject needs them
+        self.backward_errors: dict[str, str] = {}
 
     def diagnose(self) -> Diagnosis:
         diagnosis = self.diagnosis
-        if not self.look(BASE):
-            diagnosis.variant = None
-            return diagnosis
-        for probe in CELL_PROBES if self.subject.is_cell else PROBES:
-            if self.subject.kind != "LSTM" and probe.name == "projection":
-                continue
-            if any(one.probe == probe.name.split(",")[0] for one in diagnosis.unexplained):
-                continue
-            self.look(probe)
-        self.gradients()
-        self.facts()
-        diagnosis.variant = self.base
+        self.settle()
+        if self.look(BASE):
+            for probe in CELL_PROBES if self.subject.is_cell else PROBES:
+                if probe.name != "projection" or self.subject.kind == "LSTM":
+                    self.look(probe)
+            self.facts()
+            self.gradients()
+            diagnosis.variant = self.base
         return diagnosis
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
-        case = probe.case(self.kind) if "kind" not in probe.options else Probe.case(probe, self.kind)
-        seed = self.seed + 1000 * number
-        drawn = draw(case, seed)
-        while probe.square and drawn.hx[0].size(0) != drawn.hx[0].size(1):
-            seed += 1
-            drawn = draw(case, seed)
-            if seed > self.seed + 1000 * number + 50:
-                break
+        """The probe's case and numbers; another `number` draws others."""
+        case = replace(probe.case(self.kind), **self.always)
+        seeds = itertools.count(self.seed + 1000 * number)
+        drawn = next(d for d in (draw(case, seed) for seed in seeds) if not probe.square or _is_square(d))
         if case.dropout:
             drawn = replace(drawn, arguments={**drawn.arguments, "dropout": 1.0})
         return case, drawn
 
     def run(self, case: Case, drawn: Draw) -> Observations:
-        return observe(self.subject.namespace, case, drawn, Precision(torch.float64, torch.float64))
+        return observe(self.subject.namespace, case, drawn, EXACT)
+
+    def settle(self) -> None:
+        """Find out in which shapes the subject takes its arguments, and whether it takes a state at all."""
+        case, drawn = self.draw(BASE, 0)
+        usual = plain(self.subject.kind).run(example_of(case, drawn))
+        subject = self.subject
+
+        def fits(conventions: tuple[Convention, ...]) -> bool:
+            self.subject = translated(subject, conventions) if conventions else subject
+            seen = _values(self.run(case, drawn))
+            return {name: t.shape for name, t in seen.items()} == {name: t.shape for name, t in usual.items()}
+
+        for hx in (True, False):
+            for conventions in _some(CONVENTIONS if not subject.is_cell else (), 2):
+                if fits(conventions):
+                    for convention in conventions:
+                        self.add(Finding(convention.name, convention.where, convention.fix, "seen by the shapes"))
+                    if not hx:
+                        self.always = {"hx": False}
+                        self.diagnosis.not_offered["hx"] = "forward takes no state"
+                    return
+            case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
+        self.subject = subject
 
     def look(self, probe: Probe) -> bool:
         """Run the subject on a probe; record what is found. False if it cannot be explained."""
         problems = [self.draw(probe, number) for number in (0, 1)]
         shown = [self.run(case, drawn) for case, drawn in problems]
-        error = shown[0].error
-        if error:
-            return self.refused(probe, error)
-        examples = [example_of(case, drawn) for case, drawn in problems]
         seen = [_values(observations) for observations in shown]
-        narrowed = [name for name, tensor in seen[0].items() if tensor.dtype != torch.float64]
-        if narrowed:
-            self.add(Finding(
-                f"{', '.join(narrowed)} in {str(seen[0][narrowed[0]].dtype).removeprefix('torch.')} in a float64 run",
-                "", "allocate with the dtype of the input: x.new_zeros(...)", f"seen with {probe.name}",
-            ))  # fmt: skip
-            self.grads = False
-            return True
-        levels = probe.levels
-        error_now = _errors(self.base.deviations, (self.base.order,), examples[0], seen[0])[0].item()
-        if 1e-11 < error_now < 1e-5:  # only a narrower dtype errs by so little
-            levels = ("dtype",)
-        found = search(examples[0], seen[0], levels, self.base, list(zip(examples[1:], seen[1:])))
-        if found.best is None and levels == ("dtype",):
-            self.add(Finding(
-                "something passes through float32 in a float64 run", "",
-                "allocate with the dtype of the input: x.new_zeros(...)",
-                f"errors of {error_now:.1e} are float32's, seen with {probe.name}",
-            ))  # fmt: skip
-            self.grads = False
-            return True
+        if not all(seen):
+            return self.refused(probe, shown[0].error or shown[1].error)
+        if shown[0].error:
+            self.backward_errors[probe.name] = shown[0].error
+        narrow = [name for name, tensor in seen[0].items() if tensor.dtype != torch.float64]
+        if narrow:
+            dtype = str(seen[0][narrow[0]].dtype).removeprefix("torch.")
+            return self.slip(f"{' and '.join(narrow)} in {dtype} in a float64 run", probe)
+        examples = [example_of(case, drawn) for case, drawn in problems]
+        again = list(zip(examples[1:], seen[1:], strict=False))
+        now = _errors(self.base, examples[0], seen[0])
+        narrower = 1e-11 < now < 1e-5  # nothing but a narrower dtype errs by so little
+        if now > tolerance(examples[0]):
+            self.reconsider(examples, seen)
+        found = search(examples[0], seen[0], ("dtype",) if narrower else probe.levels, self.base, again)
+        if narrower:
+            self.exact = False
+        if found.best is None and narrower:
+            return self.slip("something passes through float32 in a float64 run", probe, f"errors of {now:.1e}")
         if found.best is None:
-            nearest = found.nearest.name if found.nearest is not None and found.distance < found.error else ""
-            self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, nearest, found.distance))
-            return False
+            return self.unexplained(probe, found, examples[0], seen[0])
         if found.best is self.base:
             self.diagnosis.passed.append(probe.name)
-            return True
-        self.accept(found, probe)
+        else:
+            self.accept(found, probe)
         return True
+
+    def slip(self, what: str, probe: Probe, evidence: str = "") -> bool:
+        fix = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
+        self.add(Finding(what, "", fix, f"{probe.name}{': ' * bool(evidence)}{evidence}"))
+        self.exact = False
+        return True
+
+    def unexplained(self, probe: Probe, found: Search, example: Example, seen: dict[str, Tensor]) -> bool:
+        usual = self.base.run(example)
+        for name in usual:
+            if name not in seen or seen[name].shape != usual[name].shape:
+                shape = f"has shape {list(seen[name].shape)}" if name in seen else "is missing"
+                self.add(Finding(
+                    f"{probe.name}: {name} {shape}, torch.nn's has {list(usual[name].shape)}", "",
+                    "refuse what is not offered, or return torch.nn's shape", "and no exception was raised",
+                ))  # fmt: skip
+                return False
+        nearest = found.nearest.name if found.nearest is not None and found.distance < found.error else ""
+        self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, nearest, found.distance))
+        return False
+
+    def reconsider(self, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
+        """Names that meant the same so far may be told apart by these numbers."""
+        pairs = list(zip(examples, seen, strict=True))
+        fits = (one for one in self.also if all(_errors(one, *pair) <= tolerance(pair[0]) for pair in pairs))
+        other = next(fits, self.base)
+        if other is not self.base:
+            evidence = next(f.evidence for f in self.diagnosis.findings if f.what in self.base.parts)
+            self.diagnosis.findings = [f for f in self.diagnosis.findings if f.what not in self.base.parts]
+            self.base = other
+            self.name(other, other.parts, evidence)
 
     def accept(self, found: Search, probe: Probe) -> None:
         best = found.best
         assert best is not None
         margin = "nothing else fits" if found.runner_up == math.inf else f"the next is {found.runner_up:.1e} away"
         evidence = f"{probe.name}: reproduced to {found.distance:.0e}, twice; {margin}"
-        new = [part for part in zip(best.parts, best.fixes) if part[0] not in self.base.parts]
-        for what, fix in new:
-            single = Variant(best.order) if what == str(best.order) else None
-            deviation = next((d for d in best.deviations if d.name == what), None)
-            where = single.where if single else deviation.where if deviation else ""
-            self.add(Finding(what, best.where if len(new) == best.size and best.where else where, fix, evidence))
-        self.base = best
+        self.name(best, [part for part in best.parts if part not in self.base.parts], evidence)
+        self.base, self.also = best, found.also
+
+    def name(self, variant: Variant, parts: Sequence[str], evidence: str) -> None:
+        """Record `parts` of a variant as findings, each with its own systems; a whole system's habits with its name."""
+        known = variant.where if len(parts) == variant.size else ""
+        single = {deviation.name: deviation.where for deviation in variant.deviations}
+        single[str(variant.order)] = Variant(variant.order).where
+        for what, fix in zip(variant.parts, variant.fixes, strict=True):
+            if what in parts:
+                self.add(Finding(what, known or single[what], fix, evidence))
 
     def add(self, finding: Finding) -> None:
         if finding.what not in self.diagnosis.names:
             self.diagnosis.findings.append(finding)
 
     def refused(self, probe: Probe, error: str) -> bool:
-        """The subject raised. Options that it refuses are not offered; an error in the base case is an error."""
+        """The subject raised. What it refuses is not offered; but the base case it has to have."""
         if probe is BASE:
             self.diagnosis.errors[probe.name] = error
             return False
-        if probe.square or probe.name == "batch_first":  # it runs without a state, or with a transposed one?
-            if "batch_first, no hx" not in self.diagnosis.not_offered:
-                self.diagnosis.errors[probe.name] = error
-                return True
         self.diagnosis.not_offered[probe.name] = error.removeprefix("NotOfferedError: ")
         return True
 
     # Gradients
 
     def gradients(self) -> None:
-        """Compare gradients where values agree (with torch.nn, or with what was found)."""
-        if not self.grads:
-            return
-        stacked = Probe("two layers, two directions", (), TWO_BY_TWO)
-        deep = Probe("two layers", (), {"layers": 2})
-        offered = [BASE] + [probe for probe in (deep, stacked) if probe.name in self.diagnosis.passed]
-        for probe in offered:
-            problems = [self.draw(probe, number) for number in (0, 1)]
-            shown = [self.run(case, drawn) for case, drawn in problems]
-            if any(observations.error for observations in shown):
-                self.diagnosis.errors[f"backward, {probe.name}"] = shown[0].error or shown[1].error
+        """Compare gradients where values are understood."""
+        names = ("one layer", "two layers", "two layers, two directions")
+        for probe in [BASE, *(probe for probe in PROBES if probe.name in names[1:])] if self.exact else []:
+            if probe.name not in self.diagnosis.passed and probe is not BASE:
+                continue
+            if probe.name in self.backward_errors:
+                if not any("written to" in name for name in self.diagnosis.names):
+                    self.diagnosis.errors[f"backward, {probe.name}"] = self.backward_errors[probe.name]
                 return
+            problems = [self.draw(probe, number) for number in (0, 1)]
             examples = [example_of(case, drawn, gradients=True) for case, drawn in problems]
-            seen = [
-                _values(observations) | _gradients(observations, example)
-                for observations, example in zip(shown, examples)
-            ]
-            found = search(examples[0], seen[0], ("gradient",), self.base, list(zip(examples[1:], seen[1:])))
+            shown = [self.run(case, drawn) for case, drawn in problems]
+            seen = [_values(one) | _gradients(one, example) for one, example in zip(shown, examples, strict=False)]
+            found = search(
+                examples[0], seen[0], ("gradient",), self.base, list(zip(examples[1:], seen[1:], strict=False))
+            )
             if found.best is None:
-                self.diagnosis.unexplained.append(Unexplained(
-                    f"gradients, {probe.name} ({self.worst(examples[0], seen[0])})", found.error,
-                    found.nearest.name if found.nearest and found.distance < found.error else "", found.distance,
-                ))  # fmt: skip
+                name = f"gradients, {probe.name}, first of {self.worst(examples[0], seen[0])}"
+                self.unexplained(replace(probe, name=name), found, examples[0], seen[0])
                 return
             if found.best is not self.base:
                 self.accept(found, replace(probe, name=f"gradients, {probe.name}"))
@@ -431,36 +483,44 @@ class Doctor:
     # Aliasing, memory from call to call
 
     def facts(self) -> None:
-        for probe in [BASE] + [probe for probe in PROBES if probe.name in self.diagnosis.passed][:6]:
+        """What is shared, what is written to, what is kept."""
+        states = "c_n shares memory with h_n", "c_1 shares memory with h_1"
+        for probe in [BASE, *[probe for probe in PROBES if probe.name in self.diagnosis.passed][:6]]:
             case, drawn = self.draw(probe, 0)
-            shown = self.run(case, drawn)
-            usual = observe(torch.nn, case, drawn, Precision(torch.float64, torch.float64))
+            if probe.name in self.backward_errors:
+                case = replace(case, special="no_grad")
+            shown, usual = self.run(case, drawn), observe(torch.nn, case, drawn, EXACT)
             for pair in sorted(shown.facts.get("aliases", set()) - usual.facts["aliases"]):
                 first, _, second = pair.partition(" and ")
-                self.add(Finding(
-                    f"{second} shares memory with {first}", "",
-                    f"return a copy: {second}.clone(), or torch.stack the states of the layers", probe.name,
-                ))  # fmt: skip
+                what = f"{second} shares memory with {first}"
+                if what not in states or self.base.deviations == ():  # one is the other: said already
+                    self.add(Finding(what, "", f"return a copy: {second}.clone(), or stack the states", probe.name))
             for name in shown.facts.get("written to", []):
-                self.add(Finding(
-                    f"{name} is written to", "", "work on a new tensor: out of place, or on a clone", probe.name
-                ))  # fmt: skip
+                fix = "work out of place, or on a clone"
+                self.add(Finding(f"{name} is written to", "", fix, probe.name))
         self.memory()
 
     def memory(self) -> None:
         """Call the same module twice: the second result must be the first."""
-        case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
+        _, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
         try:
             module = self.subject.make(**drawn.arguments, dtype=torch.float64).eval()
-            first, second = module(drawn.input), module(drawn.input)
-        except Exception:  # without a state it is not offered: reported elsewhere
+            first, second = (list(_flatten(module(drawn.input.clone()))) for _ in range(2))
+        except Exception:  # a call without a state is not offered, which is said elsewhere
             return
-        values = [[t for t in _flatten(result)] for result in (first, second)]
-        if any(not torch.equal(a, b) for a, b in zip(*values)):
-            self.add(Finding(
-                "the state is kept from one call to the next", "Keras stateful=True, Chainer links",
-                "begin with zeros at each call that gives no hx", "the same call twice",
-            ))  # fmt: skip
+        if not all(torch.equal(a, b) for a, b in zip(first, second, strict=False)):
+            where, fix = "Keras stateful=True, Chainer links", "begin with zeros at each call that gives no hx"
+            self.add(Finding("the state is kept from one call to the next", where, fix, "the same call twice"))
+
+
+def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:
+    """(), then each alone, then pairs."""
+    for size in range(most + 1):
+        yield from itertools.combinations(conventions, size)
+
+
+def _is_square(drawn: Draw) -> bool:
+    return drawn.hx[0].size(0) == drawn.hx[0].size(1)
 
 
 def _flatten(result: Any) -> Iterable[Tensor]:
@@ -477,9 +537,11 @@ def _values(observations: Observations) -> dict[str, Tensor]:
 
 def _gradients(observations: Observations, example: Example) -> dict[str, Tensor]:
     """Gradients by name; one that is missing counts as zero, which it is."""
-    leaves = {**example.weights, "input": example.input, **dict(zip(("h_0", "c_0"), example.hx))}
+    leaves = {**example.weights, "input": example.input, **dict(zip(("h_0", "c_0"), example.hx, strict=False))}
     return {
-        f"grad of {name}": torch.zeros_like(leaf) if (grad := observations.tensors.get(f"grad of {name}")) is None else grad
+        f"grad of {name}": torch.zeros_like(leaf)
+        if (grad := observations.tensors.get(f"grad of {name}")) is None
+        else grad
         for name, leaf in leaves.items()
     }
 

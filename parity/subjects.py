@@ -81,16 +81,18 @@ def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = No
     if not isinstance(target, type):
         return Subject(name, class_name, lambda **arguments: FunctionSubject(target, class_name, arguments))
     notes: list[str] = []
-    return Subject(name, class_name, lambda **arguments: _module(target, class_name, arguments, weight_map, notes), notes)
+    return Subject(
+        name, class_name, lambda **arguments: _module(target, class_name, arguments, weight_map, notes), notes
+    )
 
 
 def _guess(target: Any, name: str) -> str:
-    """torch.nn's class that `target` is meant to be, by its name and by whether its forward takes one step."""
-    words = name.upper()
-    kind = next((kind for kind in ("LSTM", "GRU", "RNN") if kind in words), None)
-    if kind is None:
-        raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
-    return kind + ("Cell" if "CELL" in words else "")
+    """torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
+    for word in [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]:
+        for kind in ("LSTM", "GRU", "RNN"):
+            if kind in word:
+                return kind + "Cell" * word.endswith("CELL")
+    raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
 
 
 def _module(
@@ -177,6 +179,70 @@ class FunctionSubject(nn.Module):
         return self.function(input, hx, dict(self.named_parameters()))
 
 
+# Conventions of shape -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Another way to pass the same tensors. `enter` makes the subject's arguments of torch.nn's, `leave` undoes it."""
+
+    name: str
+    where: str
+    fix: str
+    enter: Callable[[Any, Any], tuple[Any, Any]] = lambda input, hx: (input, hx)
+    leave: Callable[[Any, Any], tuple[Any, Any]] = lambda output, states: (output, states)
+
+
+def each(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """`function` of a state, or of both of a pair, or of none."""
+    return lambda hx: tuple(map(function, hx)) if isinstance(hx, tuple) else hx if hx is None else function(hx)
+
+
+def swapped(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1)
+
+
+CONVENTIONS = (
+    Convention(
+        "input is always taken as (N, L, H_in)", "torchrl, Keras, Flax, and most tutorials",
+        "take (L, N, H_in) unless batch_first is set, or say batch_first=True on torch.nn's side",
+        lambda input, hx: (swapped(input), hx), lambda output, states: (swapped(output), states),
+    ),
+    Convention(
+        "states have no dimension of layers", "most tutorials; torch.nn's own cells",
+        "take hx[0] and return h_n.unsqueeze(0): torch.nn's states are (D * layers, N, H)",
+        lambda input, hx: (input, each(lambda h: h.squeeze(0))(hx)),
+        lambda output, states: (output, each(lambda h: h.unsqueeze(0))(states)),
+    ),
+    Convention(
+        "states are (N, D * layers, H)", "torchrl, OpenVINO",
+        "transpose the states: torch.nn's are (D * layers, N, H)",
+        lambda input, hx: (input, each(swapped)(hx)), lambda output, states: (output, each(swapped)(states)),
+    ),
+)  # fmt: skip
+
+
+def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject:
+    """The subject as it would be if it followed torch.nn's conventions of shape."""
+
+    def make(**arguments: Any) -> nn.Module:
+        module = subject.make(**arguments)
+        inner = module.forward
+
+        def forward(input: Any, hx: Any = None) -> Any:
+            for convention in conventions:
+                input, hx = convention.enter(input, hx)
+            output, states = inner(input) if hx is None else inner(input, hx)
+            for convention in conventions:
+                output, states = convention.leave(output, states)
+            return output, states
+
+        module.forward = forward  # type: ignore[method-assign]
+        return module
+
+    return Subject(subject.name, subject.class_name, make, subject.notes)
+
+
 # The weight map, found from shapes ------------------------------------------------------------------------------------
 
 
@@ -221,10 +287,10 @@ class Layout:
 
     def map(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         taken = [part.take(weights, slot, self.gates) for slot in self.slots for part in self.parts]
-        return dict(zip(self.names, taken))
+        return dict(zip(self.names, taken, strict=False))
 
     def lines(self) -> Iterator[str]:
-        for name, part in zip(self.names, self.parts):
+        for name, part in zip(self.names, self.parts, strict=False):
             yield f"{name} = {part}"
 
 
@@ -262,7 +328,7 @@ def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], k
     for key in dict.fromkeys(matrices.values()):
         members = [name for name in group if matrices.get(name) == key]
         sources, single, turned = key
-        for name, gate in zip(members, _letters(members, gates) if single else [""] * len(members)):
+        for name, gate in zip(members, _letters(members, gates) if single else [""] * len(members), strict=False):
             parts[name] = Part(sources, gate, turned)
     vectors = [name for name in group if name not in matrices]
     parts |= _biases(vectors, own, parts, gates, H)
@@ -277,7 +343,10 @@ def _biases(
 ) -> dict[str, Part]:
     """A bias belongs to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
     parts: dict[str, Part] = {}
-    beside = {name.rpartition(".")[0]: part for name, part in matrices.items() if "." in name}
+    owned = [name.rpartition(".")[0] for name in matrices]
+    beside = {
+        owner: part for owner, part in zip(owned, matrices.values(), strict=False) if owner and owned.count(owner) == 1
+    }
     for size in {len(gates) * H, H}:
         members = [name for name in vectors if own[name] == (size,)]
         single = size == H and len(gates) > 1
@@ -294,7 +363,7 @@ def _biases(
         if len(members) != len(sources) or len(members) != len(letters):
             continue
         alone = len(set(sources)) == 1  # the only bias there is stands for both
-        for name, source, letter in zip(members, sources, letters):
+        for name, source, letter in zip(members, sources, letters, strict=False):
             parts[name] = Part(("ih", "hh") if alone else source, letter, bias=True)
     return parts
 
@@ -309,9 +378,13 @@ WORDS = {
 def _letters(names: list[str], gates: str) -> list[str]:
     """The gate of each parameter, by the part in which the names differ; torch.nn's order where that says nothing."""
     in_order = [gates[k % len(gates)] for k in range(len(names))]
-    prefix = os.path.commonprefix(names)
-    suffix = os.path.commonprefix([name[::-1] for name in names])[::-1]
-    differing = [name[len(prefix) : len(name) - len(suffix)] for name in names]
-    words = [re.sub(r"[^a-z]", "", word.lower())[:1] for word in differing]
+    start = _common(names)
+    end = _common([name[::-1] for name in names])
+    words = [re.sub(r"[^a-z]", "", name[start : len(name) - end].lower())[:1] for name in names]
     found = [WORDS[gates].get(word, "") for word in words]
     return found if sorted(found) == sorted(gates) else in_order
+
+
+def _common(names: list[str]) -> int:
+    """The number of characters with which all names begin."""
+    return next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -36,7 +37,7 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """A problem: tensors as a torch.nn module takes them. Weights by torch.nn's names, hx () or (h_0,) or (h_0, c_0)."""
+    """A problem: tensors as a torch.nn module takes them, weights by its names, hx () or (h_0,) or (h_0, c_0)."""
 
     kind: str  # LSTM, GRU, RNN
     weights: dict[str, Tensor]
@@ -107,9 +108,9 @@ class Definition:
     # batches
     ragged: bool = True  # rows end at their own lengths
     batch_first: bool = True  # honoured
-    enter: Callable[[Tensor, Tensor], Tensor] = same  # (hx, sorted_indices) -> rows of hx as they are used
+    enter: Callable[[Tensor, Tensor, Example], Tensor] = same  # (hx, sorted_indices, ...) -> hx as it is used
     leave: Callable[[Tensor, Tensor], Tensor] = same
-    result: Callable[[dict[str, Tensor]], dict[str, Tensor]] = same
+    result: Callable[[dict[str, Tensor], Example], dict[str, Tensor]] = same
     # what is done to a tensor on its way, by its name: detach, round
     at: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
@@ -126,13 +127,13 @@ class Definition:
         h, c = self.via("h in the gates", state[0]), state[1]
         i, f, g, o = (igates + h @ w.w_hh.mT + w.b_hh).chunk(4, -1)
         i, f, o = self.sigmoid(i), self.sigmoid(f + self.forget_bias), self.sigmoid(o)
-        i, f, g, o = (self.via(name, gate) for name, gate in zip("ifgo", (i, f, self.candidate(g), o)))
+        i, f, g, o = (self.via(name, gate) for name, gate in zip("ifgo", (i, f, self.candidate(g), o), strict=False))
         c = self.cell(i, f, g, c)
         return self.emit(o, self.via("c in h", c), state[1]), c
 
     def gru(self, example: Example, igates: Tensor, state: State, w: Weights) -> State:
         h, H = self.via("h in the gates", state[0]), w.w_hh.size(-2) // 3
-        i_r, i_z, i_n = igates.chunk(3, -1)
+        i_n = igates[..., 2 * H :]
         r, z = self.sigmoid(igates[..., : 2 * H] + h @ w.w_hh[..., : 2 * H, :].mT + w.b_hh[..., : 2 * H]).chunk(2, -1)
         r, z = self.via("r", r), self.via("z", z)
         n = self.candidate(self.reset(i_n, r, h, w.w_hh[..., 2 * H :, :], w.b_hh[..., 2 * H :]))
@@ -152,17 +153,20 @@ class Definition:
         state, outputs = initial, {}
         for t in reversed(steps) if reverse and self.reversed else steps:
             before = self.carried(state, initial) if outputs else state
-            before = tuple(self.via(name, part) for name, part in zip("hc", before)) if outputs else before
+            before = (
+                tuple(self.via(name, part) for name, part in zip("hc", before, strict=False)) if outputs else before
+            )
+            if ("carried" if outputs else "h_0") in self.dropped and self.drops(example):
+                before = (before[0] * 0, *before[1:])
             state = self.step(example, igates[..., t, :, :], before, w)
-            outputs[t] = self.shown(state, before)
+            outputs[t] = self.via("output", self.shown(state, before))
             if lengths is not None:
                 alive = (lengths > t).unsqueeze(-1)
                 outputs[t] = outputs[t] * alive
-                state = tuple(torch.where(alive, new, old) for new, old in zip(state, before))
-            if "recurrence" in self.dropped and self.drops(example):
-                state = (state[0] * 0, *state[1:])
+                state = tuple(torch.where(alive, new, old) for new, old in zip(state, before, strict=False))
         in_order = outputs.values() if not self.flipped_back else (outputs[t] for t in steps)
         output = stacked(in_order)
+        state = tuple(self.via(name, part) for name, part in zip(("h_n", "c_n"), state, strict=False))
         return output, self.final(state, output, reverse)
 
     def drops(self, example: Example) -> bool:
@@ -202,7 +206,7 @@ class Definition:
         """
         leaves: dict[str, Tensor] = {}
         if example.cotangents:
-            named = {**example.weights, "input": example.input, **dict(zip(("h_0", "c_0"), example.hx))}
+            named = {**example.weights, "input": example.input, **dict(zip(("h_0", "c_0"), example.hx, strict=False))}
             leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in named.items()}
             example = replace(
                 example,
@@ -217,7 +221,7 @@ class Definition:
             loss = sum((results[name] * example.cotangents[name]).sum() for name in wanted)
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if wanted else ()
             results = {name: tensor.detach() for name, tensor in results.items()}
-            for (name, leaf), grad in zip(leaves.items(), grads):
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=False):
                 results[f"grad of {name}"] = torch.zeros_like(leaf) if grad is None else grad
         return results
 
@@ -230,16 +234,21 @@ class Definition:
         weights = [self.read(example, slot, rows) for slot in example.slots]
         hx = tuple(h.unsqueeze(0) for h in example.hx) if example.is_cell else example.hx
         hx = tuple(h.unsqueeze(1) for h in hx) if unbatched else hx
-        order = torch.argsort(torch.tensor(example.lengths or [0]), descending=True, stable=True)
+        order = torch.argsort(torch.tensor(example.lengths or [1] * x.size(1)), descending=True, stable=True)
         if hx:
-            hx = tuple(self.via(name, self.enter(h, order)) for name, h in zip(("h_0", "c_0"), hx))
+            hx = tuple(
+                self.via(name, self.enter(h, order, example)) for name, h in zip(("h_0", "c_0"), hx, strict=False)
+            )
         else:
             sizes = [weights[0].w_hh.size(-1), weights[0].w_hh.size(-2) // 4]
             hx = tuple(x.new_zeros(len(weights), x.size(1), size) for size in sizes[: 1 + (example.kind == "LSTM")])
 
-        output, finals = self.stack(example, x, list(zip(*hx)), weights)
+        output, finals = self.stack(example, x, list(zip(*hx, strict=False)), weights)
         names = ("h_1", "c_1") if example.is_cell else ("h_n", "c_n")
-        states = {name: self.leave(stacked(parts), order) for name, parts in zip(names, zip(*finals))}
+        states = {
+            name: self.leave(stacked(parts), order)
+            for name, parts in zip(names, zip(*finals, strict=False), strict=False)
+        }
         if unbatched:
             output, states = output.squeeze(-2), {name: state.squeeze(-2) for name, state in states.items()}
         elif batch_dim == 0:
@@ -248,7 +257,7 @@ class Definition:
             return {name: state.squeeze(0 if rows is None or rows.dim() == 1 else 1) for name, state in states.items()}
         if example.lengths:
             output = _packed(output, example.lengths, batch_dim)
-        return self.result({"output": output, **states})
+        return self.result({"output": output, **states}, example)
 
     def read(self, example: Example, slot: str, rows: Tensor | None) -> Weights:
         """The weights of one layer and direction as this definition uses them."""
@@ -259,8 +268,11 @@ class Definition:
         if rows is not None:
             w_ih, w_hh = w_ih[rows], w_hh[rows]
             biases = [bias[rows] for bias in biases] if self.bias_follows else biases
-        b_ih, b_hh = (times * bias.unsqueeze(-2) for times, bias in zip((self.b_ih, self.b_hh), biases))
-        tensors = [self.via(name, t) for name, t in zip(("w_ih", "w_hh", "b_ih", "b_hh"), (w_ih, w_hh, b_ih, b_hh))]
+        b_ih, b_hh = (times * bias.unsqueeze(-2) for times, bias in zip((self.b_ih, self.b_hh), biases, strict=False))
+        tensors = [
+            self.via(name, t)
+            for name, t in zip(("w_ih", "w_hh", "b_ih", "b_hh"), (w_ih, w_hh, b_ih, b_hh), strict=False)
+        ]
         return Weights(*tensors, example.weights.get("weight_hr" + slot))
 
 
@@ -339,8 +351,8 @@ def reshaped(w: Tensor, gates: int) -> Tensor:
     return w.reshape(w.size(1), w.size(0)).mT
 
 
-def hard_sigmoid(slope: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: (slope * x + 0.5).clamp(0, 1)
+def hard_sigmoid(x: Tensor) -> Tensor:
+    return (0.2 * x + 0.5).clamp(0, 1)
 
 
 def zeroed(*which: int) -> Callable[[list[State], int], list[State]]:
@@ -363,12 +375,18 @@ def end_of_output(which: tuple[int, ...]) -> Callable[[State, Tensor, bool], Sta
     return lambda state, output, reverse: (output[..., -1, :, :], *state[1:]) if int(reverse) in which else state
 
 
-def renamed(**names: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    return lambda results: {name: results[names.get(name, name)] for name in results}
+def renamed(**names: str) -> Callable[[dict[str, Tensor], Example], dict[str, Tensor]]:
+    return lambda results, example: {name: results[names.get(name, name)] for name in results}
 
 
-def moved_states(results: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t if name == "output" or t.dim() < 3 else t.transpose(-3, -2) for name, t in results.items()}
+def moved_state(h: Tensor, order: Tensor, example: Example) -> Tensor:
+    return h.transpose(0, 1) if example.batch_first and h.size(0) == h.size(1) else h
+
+
+def moved_states(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
+    """h_n and c_n as (N, D*layers, H)."""
+    moved = {name: t.transpose(-3, -2) for name, t in results.items() if name != "output" and example.batch_first}
+    return results | moved
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -396,8 +414,10 @@ def _deviations() -> Iterator[Deviation]:
         ("bias_hh stands where bias_ih belongs", {"b_ih": 0.0, "b_hh": 2.0}, f"add each once: {both}"),
         ("weight_hh is transposed", {"w_hh": transposed}, "h @ weight_hh.T, each gate's (H, H) block transposed once",
          "Keras, TF1, Haiku (kernels stored input by output)"),
-        ("weight_hh is reshaped instead of transposed", {"w_hh": reshaped}, "weight_hh.T, not weight_hh.reshape(H, -1)"),
-        ("weight_ih is reshaped instead of transposed", {"w_ih": reshaped}, "weight_ih.T, not weight_ih.reshape(H_in, -1)"),
+        ("weight_hh is reshaped instead of transposed", {"w_hh": reshaped},
+         "weight_hh.T, not weight_hh.reshape(H, -1)"),
+        ("weight_ih is reshaped instead of transposed", {"w_ih": reshaped},
+         "weight_ih.T, not weight_ih.reshape(H_in, -1)"),
         ("the state is not carried from step to step", {"carried": lambda state, initial: initial},
          "assign the new state to the variable that the next step reads"),
         ("output is the state before the step", {"shown": lambda after, before: before[0]},
@@ -406,12 +426,13 @@ def _deviations() -> Iterator[Deviation]:
     )  # fmt: skip
     yield from group(
         "cell", "LG",
-        ("hard sigmoid, clip(0.2 x + 0.5, 0, 1)", {"sigmoid": hard_sigmoid(0.2)}, "torch.sigmoid",
+        ("hard sigmoid, clip(0.2 x + 0.5, 0, 1)", {"sigmoid": hard_sigmoid}, "torch.sigmoid",
          "Keras 1 and 2 before 2.3, ONNX HardSigmoid"),
-        ("hard sigmoid, clip(x / 6 + 0.5, 0, 1)", {"sigmoid": hard_sigmoid(1 / 6)}, "torch.sigmoid",
+        ("hard sigmoid, clip(x / 6 + 0.5, 0, 1)", {"sigmoid": F.hardsigmoid}, "torch.sigmoid",
          "Keras 3 hard_sigmoid, torch.nn.Hardsigmoid"),
         ("the gates' sigmoid is missing", {"sigmoid": identity}, "torch.sigmoid on every gate but the candidate"),
-        ("tanh on the gates in place of sigmoid", {"sigmoid": torch.tanh}, "torch.sigmoid on every gate but the candidate"),
+        ("tanh on the gates in place of sigmoid", {"sigmoid": torch.tanh},
+         "torch.sigmoid on every gate but the candidate"),
         ("sigmoid on the candidate in place of tanh", {"candidate": torch.sigmoid}, "tanh on the candidate"),
         ("relu on the candidate in place of tanh", {"candidate": relu}, "tanh on the candidate"),
         ("tanh is missing on the candidate", {"candidate": identity}, "tanh on the candidate"),
@@ -453,7 +474,7 @@ def _deviations() -> Iterator[Deviation]:
         "cell", "G",
         ("reset before the product", {"reset": lambda i, r, h, w, b: i + (r * h) @ w.mT + b},
          "n = tanh(x @ w_in.T + b_in + r * (h @ w_hn.T + b_hn)); weights trained the other way cannot be converted",
-         "Cho et al. 2014, TF1 GRUCell, Keras reset_after=False, ONNX linear_before_reset=0, Haiku, Sonnet, Chainer GRU"),
+         "Cho et al. 2014, TF1, Keras reset_after=False, ONNX linear_before_reset=0, Haiku, Sonnet, Chainer GRU"),
         ("b_hn stands outside the reset", {"reset": lambda i, r, h, w, b: i + r * (h @ w.mT) + b},
          "r multiplies the product and its bias: r * (h @ w_hn.T + b_hn)"),
         ("b_hn is missing", {"reset": lambda i, r, h, w, b: i + r * (h @ w.mT)}, "r * (h @ w_hn.T + b_hn)"),
@@ -472,7 +493,8 @@ def _deviations() -> Iterator[Deviation]:
     yield from group(
         "cell", "R",
         *((f"the nonlinearity is {name}", {"activation": function}, "the nonlinearity that the constructor was given")
-          for name, function in (("tanh", torch.tanh), ("relu", relu), ("sigmoid", torch.sigmoid), ("the identity", same),
+          for name, function in (("tanh", torch.tanh), ("relu", relu), ("sigmoid", torch.sigmoid),
+                                 ("the identity", same),
                                  ("hardtanh", lambda x: x.clamp(-1, 1)))),
     )  # fmt: skip
     yield from group(
@@ -492,15 +514,19 @@ def _deviations() -> Iterator[Deviation]:
         ("h_n holds the last layer only", {"finish": lambda states, D: states[-D:]}, "stack the states of all layers"),
         ("reverse output is not flipped back", {"flipped_back": False},
          "flip the reverse direction's output in time before joining it to the forward one"),
-        ("the reverse direction runs forward", {"reversed": False}, "iterate over the steps from the last to the first"),
+        ("the reverse direction runs forward", {"reversed": False},
+         "iterate over the steps from the last to the first"),
         ("reverse h_n is read at output[-1]", {"final": end_of_output((1,))},
          "the reverse direction ends at the first step: its h_n is output[0, :, H:]"),
+        ("h_n is read at output[-1]", {"final": end_of_output((0, 1))},
+         "take the state after a row's own last step; the reverse direction ends at output[0, :, H:]"),
         ("the reverse direction uses the forward weights", {"slot": lambda slot, D: slot - slot % D},
          "use weight_*_reverse"),
         ("every layer uses the first layer's weights", {"slot": lambda slot, D: slot % D}, "use weight_*_l{layer}"),
         ("directions are joined in reverse order", {"joined": lambda outputs: torch.cat(outputs[::-1], -1)},
          "torch.cat([forward, reverse], -1)"),
-        ("directions are added, not joined", {"joined": lambda outputs: sum(outputs)}, "torch.cat([forward, reverse], -1)",
+        ("directions are added, not joined", {"joined": lambda outputs: sum(outputs)},
+         "torch.cat([forward, reverse], -1)",
          "Keras merge_mode='sum'"),
     )  # fmt: skip
     yield from group(
@@ -509,32 +535,35 @@ def _deviations() -> Iterator[Deviation]:
          "keep the state of a row where its sequence has ended; begin the reverse direction at its own end"),
         ("h_n of a packed batch is left in sorted order", {"leave": lambda h, order: h[..., order, :]},
          "h_n.index_select(1, unsorted_indices)"),
-        ("h_n of a packed batch is unsorted by sorted_indices", {"leave": lambda h, order: h[..., order, :][..., order, :]},
+        ("h_n of a packed batch is unsorted by sorted_indices",
+         {"leave": lambda h, order: h[..., order, :][..., order, :]},
          "unsorted_indices is the inverse permutation: h_n.index_select(1, unsorted_indices)"),
-        ("h_0 of a packed batch is not sorted", {"enter": lambda h, order: h[..., inverse(order), :]},
+        ("h_0 of a packed batch is not sorted", {"enter": lambda h, order, example: h[..., inverse(order), :]},
          "hx.index_select(1, sorted_indices) before the loop"),
         ("h_0 and h_n of a packed batch are in sorted order",
-         {"enter": lambda h, order: h[..., inverse(order), :], "leave": lambda h, order: h[..., order, :]},
+         {"enter": lambda h, order, example: h[..., inverse(order), :], "leave": lambda h, order: h[..., order, :]},
          "hx.index_select(1, sorted_indices) before the loop, h_n.index_select(1, unsorted_indices) after it"),
-        ("batch_first is ignored", {"batch_first": False}, "transpose the first two dimensions before and after the loop"),
+        ("batch_first is ignored", {"batch_first": False},
+         "transpose the first two dimensions before and after the loop"),
         ("h_n is transposed for batch_first", {"result": moved_states},
          "batch_first concerns input and output only: h_n is (D * layers, N, H) all the same", "Keras"),
         ("h_0 is transposed for batch_first",
-         {"enter": lambda h, order: h.transpose(0, 1) if h.size(0) == h.size(1) else h},
+         {"enter": moved_state},
          "batch_first concerns input and output only: hx is (D * layers, N, H) all the same"),
         ("h_0 and h_n are transposed for batch_first",
-         {"enter": lambda h, order: h.transpose(0, 1) if h.size(0) == h.size(1) else h, "result": moved_states},
+         {"enter": moved_state, "result": moved_states},
          "batch_first concerns input and output only: states are (D * layers, N, H) all the same"),
     )  # fmt: skip
     between = "F.dropout(output, p, self.training) on the output of every layer but the last"
     yield from group(
         "dropout", "LGR",
-        ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}, between, "opacus"),
+        ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}, between,
+         "opacus"),
         ("dropout after the last layer only", {"dropped": frozenset({"last", "training"})}, between),
         ("dropout is not applied", {"dropped": frozenset()}, between, "torch.ao quantizable LSTM"),
-        ("dropout on the recurrence too", {"dropped": frozenset({"between", "recurrence", "training"})}, between,
-         "Keras recurrent_dropout"),
-        ("dropout on the recurrence only", {"dropped": frozenset({"recurrence", "training"})}, between),
+        *((f"dropout on the recurrence {also}", {"dropped": frozenset({"training", *where, *points})}, between,
+           "Keras recurrent_dropout")
+          for also, where in (("too", ("between",)), ("only", ())) for points in (("carried",), ("carried", "h_0"))),
         ("dropout on the input too", {"dropped": frozenset({"between", "input", "training"})}, between),
         ("dropout on the input of every layer, of the first too and after no other",
          {"dropped": frozenset({"input", "training"})}, between, "Keras dropout"),
@@ -555,32 +584,44 @@ def _deviations() -> Iterator[Deviation]:
         ("the gradient stops between layers", cut("between"), keep),
         ("hx is detached", cut("h_0", "c_0"), keep),
         ("h_0 is detached", cut("h_0"), keep),
+        ("h_n is detached", cut("h_n"), keep),
+        ("h_n and c_n are detached", cut("h_n", "c_n"), keep),
+        ("output is detached", cut("output"), keep),
         *((f"{name} is detached", cut(point), keep)
           for name, point in (("weight_ih", "w_ih"), ("weight_hh", "w_hh"), ("bias_ih", "b_ih"), ("bias_hh", "b_hh"))),
         ("both biases are detached", cut("b_ih", "b_hh"), keep),
     )  # fmt: skip
     yield from group(
-        "gradient", "L",
+        "gradient",
+        "L",
         ("h is detached between steps", cut("h"), keep),
         ("c is detached between steps", cut("c"), keep),
         ("c is detached in h", cut("c in h"), keep),
         ("c_0 is detached", cut("c_0"), keep),
+        ("c_n is detached", cut("c_n"), keep),
         *((f"gate {gate} is detached", cut(gate), keep) for gate in "ifgo"),
     )
     yield from group(
-        "gradient", "G",
+        "gradient",
+        "G",
         *((f"gate {gate} is detached", cut(gate), keep) for gate in "rzn"),
         ("h is detached in the blend", cut("h in the blend"), keep),
     )
     dtype = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
     yield from group(
         "dtype", "LGR",
-        *((f"{point} passes through float32", rounded(point), dtype) for point in ("h", "h in the gates", "w_hh", "w_ih")),
+        *((f"{point} passes through float32", rounded(point), dtype) for point in ("h in the gates", "w_hh", "w_ih")),
+        *(("h passes through float32", rounded("h", *also), dtype) for also in ((), ("h_n",), ("h_n", "output"))),
+        ("output passes through float32", rounded("output"), dtype),
     )  # fmt: skip
     yield from group(
-        "dtype", "L",
-        ("c passes through float32", rounded("c"), dtype),
-        ("the state passes through float32", rounded("h", "c"), dtype),
+        "dtype",
+        "L",
+        *(("c passes through float32", rounded("c", *also), dtype) for also in ((), ("c_n",))),
+        *(
+            ("the state passes through float32", rounded("h", "c", *also), dtype)
+            for also in ((), ("h_n", "c_n"), ("h_n", "c_n", "output"))
+        ),
     )
 
 
