@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import enum
 import inspect
+import itertools
 import re
 import typing
 import warnings
@@ -687,9 +688,8 @@ def questions() -> Iterator[tuple[str, str]]:
         layer = name in LAYERS
         blocks = [LAYER_CONSTRUCTIONS if layer else CELL_CONSTRUCTIONS, CONSTRUCTIONS[name]]
         blocks += [LAYER_REFUSALS if layer else CELL_REFUSALS, LAYER_CALLS if layer else CELL_CALLS, CALLS[name]]
-        for line in "\n".join(blocks).splitlines():
-            if line.strip():
-                yield name, line.strip()
+        lines = (line.strip() for line in "\n".join(blocks).splitlines())
+        yield from ((name, line) for line in dict.fromkeys(lines) if line)
 
 
 def ask(subject: Any, reference: Any, class_name: str, question: str) -> Answer:
@@ -719,14 +719,11 @@ def _close(theirs: list[Tensor], ours: list[Tensor], exactly: bool) -> bool:
 
 
 def _first_difference(theirs: Reply, ours: Reply) -> tuple[str, str]:
-    for a, b in zip(theirs.text.splitlines(), ours.text.splitlines(), strict=False):
-        if a != b:
-            return a, b
-    if theirs.text != ours.text:
-        missing = theirs.text.splitlines()[len(ours.text.splitlines()) :] or ["nothing more"]
-        extra = ours.text.splitlines()[len(theirs.text.splitlines()) :] or ["nothing more"]
-        return missing[0], extra[0]
-    return "some values", "other values"
+    """The first line in which two replies differ; the whole replies if they don't."""
+    if theirs.text == ours.text:
+        return theirs.text, ours.text + "\nof other values"
+    lines = itertools.zip_longest(theirs.text.splitlines(), ours.text.splitlines(), fillvalue="nothing more")
+    return next((a, b) for a, b in lines if a != b)
 
 
 def loading(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:

@@ -127,7 +127,7 @@ class Plain:
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         self.check(input, hx)
-        hx = hx if hx is None or not type(self).__name__.startswith("LSTM") else tuple(hx)
+        hx = hx if hx is None or not type(self).__name__.startswith("LSTM") else tuple(hx)[:2]
         return self.cell(input, hx) if isinstance(self, nn.RNNCellBase) else self.layers(input, hx)
 
     def cell(self, input: Tensor, hx: Any) -> Any:

@@ -1,0 +1,351 @@
+"""The whole parity grid on rnnkit, and the harness itself: it accuses nobody wrongly and lets nothing through."""
+
+import ast
+import itertools
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import parity
+import rnnkit
+from parity import faults
+from parity.__main__ import main
+from parity.compare import Verdict, Yardstick, allowance, judge, relative_error
+from parity.contract import CLASSES, Agreement, contract, questions, reply
+from parity.grid import AXES, CELLS, DTYPES, KINDS, SPECIALS, Case, grid, parse, quick, select
+from parity.run import Precision, draw, observe, same_bits
+
+GRID = grid()
+QUICK = quick(GRID)
+LAYER = Case("LSTM", "float64", False, 2, True, False, True, "", "padded", True)
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    """The cases are small, and one thread adds in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def different(cases, subject):
+    results = (judge(case, subject) for case in cases)
+    return [f"{result.case.name}: {result.worst}" for result in results if result.verdict is Verdict.DIFFERENT]
+
+
+# rnnkit ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS + CELLS)
+def test_rnnkit_is_torch_nn_on_the_whole_grid(kind, dtype):
+    assert different([case for case in GRID if (case.kind, case.dtype) == (kind, dtype)], rnnkit) == []
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_rnnkit_keeps_the_contract(name):
+    answers = contract(rnnkit, classes=(name,))
+    assert [answer for answer in answers if answer.agreement is Agreement.DIFFERENT] == []
+
+
+# Nobody is accused wrongly, nothing gets through ----------------------------------------------------------------------
+
+
+def test_torch_nn_is_torch_nn_bit_for_bit():
+    assert {judge(case, torch.nn).verdict for case in QUICK} == {Verdict.BITWISE}
+    assert {answer.agreement for answer in contract(torch.nn)} == {Agreement.EQUAL}
+
+
+@pytest.mark.parametrize("name", faults.CONTROLS)
+def test_a_correct_implementation_is_within_rounding(name):
+    assert different(QUICK, faults.implementation(faults.CONTROLS[name])) == []
+
+
+def test_a_correct_implementation_keeps_the_contract():
+    answers = contract(faults.implementation(faults.Plain))
+    assert [answer for answer in answers if answer.agreement is Agreement.DIFFERENT] == []
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found(fault):
+    assert faults.try_fault(fault).found
+
+
+def test_there_are_faults_enough():
+    assert len(faults.FAULTS) >= 60
+    assert len({fault.name for fault in faults.FAULTS}) == len(faults.FAULTS)
+
+
+# The grid -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_full_product():
+    plain = [case for case in GRID if not case.special and not case.is_cell]
+    per_backend = 3 * 2 * 2 * 2 * 3 * 4 * 2  # layers, bias, batch_first, bidirectional, dropout, form, hx
+    counts = Counter((case.kind, case.dtype, case.onednn) for case in plain)
+    assert {count for (_, dtype, _), count in counts.items() if not dtype.startswith("complex")} == {per_backend}
+    assert {count for (_, dtype, _), count in counts.items() if dtype.startswith("complex")} == {per_backend * 2 // 3}
+    assert {(kind, dtype) for kind, dtype, _ in counts} == {
+        (kind, dtype) for kind in KINDS for dtype in DTYPES if kind != "RNN-relu" or not dtype.startswith("complex")
+    }
+    assert len(GRID) > 20_000
+    assert {case.special for case in GRID} == {"", *SPECIALS}
+
+
+def test_names_are_unique():
+    assert len({case.name for case in GRID}) == len(GRID)
+
+
+def test_quick_shows_every_triple_of_axis_values():
+    def triples(cases):
+        values = ([(axis, getattr(case, axis)) for axis in AXES] for case in cases)
+        return {triple for case_values in values for triple in itertools.combinations(case_values, 3)}
+
+    plain = [case for case in GRID if not case.special and not case.is_cell]
+    assert triples(plain) == triples(case for case in QUICK if not case.special and not case.is_cell)
+
+
+def test_numbers_depend_on_the_case_and_the_seed_alone():
+    again = draw(LAYER, 0)
+    assert all(torch.equal(weight, again.weights[name]) for name, weight in draw(LAYER, 0).weights.items())
+    assert not torch.equal(draw(LAYER, 0).weights["bias_ih_l0"], draw(LAYER, 1).weights["bias_ih_l0"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_two_weights_are_equal(kind):
+    case = Case(kind, "float64", False, 3, True, False, True, "", "padded", True)
+    drawn = torch.cat([weight.flatten() for weight in draw(case, 0).weights.values()])
+    assert drawn.unique().numel() == drawn.numel()
+
+
+def test_every_gradient_of_torch_nn_is_there_and_not_zero():
+    for case in QUICK:
+        if case.special in ("", "long", "wide", "second_call", "noncontiguous", "keywords"):
+            dtype = getattr(torch, case.dtype)
+            seen = observe(torch.nn, case, draw(case, 0), Precision(dtype, dtype))
+            grads = {name: tensor for name, tensor in seen.tensors.items() if name.startswith("grad of")}
+            parameters = len(draw(case, 0).weights) + 1 + len(draw(case, 0).hx)
+            assert len(grads) == parameters
+            if case.is_cell and not case.hx:  # h is zero then, and so is the gradient of what multiplies it
+                assert not grads.pop("grad of weight_hh").any()
+            assert all(grad is not None and grad.any() for grad in grads.values()), case.name
+
+
+# Verdicts -------------------------------------------------------------------------------------------------------------
+
+
+def yardstick(case):
+    dtype = getattr(torch, case.dtype)
+    drawn = draw(case, 0)
+    theirs = observe(torch.nn, case, drawn, Precision(dtype, dtype))
+    return Yardstick(case, drawn, torch.nn, theirs), theirs.tensors
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_gradient_a_thousandth_off_is_found_in_every_case(dtype):
+    for case in QUICK:
+        if case.dtype == dtype and case.special not in ("autocast", "empty_batch"):
+            measure, tensors = yardstick(case)
+            for name, grad in tensors.items():
+                if name.startswith("grad of") and grad is not None and grad.any():
+                    assert measure.compare(name, grad * 1.001).verdict is Verdict.DIFFERENT, (case.name, name)
+
+
+def test_one_digit_in_the_last_place_is_within_rounding_and_not_bitwise():
+    measure, tensors = yardstick(LAYER)
+    grad = tensors["grad of weight_hh_l0"]
+    nudged = torch.nextafter(grad, torch.full_like(grad, math.inf))
+    assert not same_bits(grad, nudged)
+    assert measure.compare("grad of weight_hh_l0", nudged).verdict is Verdict.ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+def test_equal_means_equal_bits(dtype):
+    tensor = torch.randn(3, 4, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype)
+    assert same_bits(tensor, tensor.clone())
+    assert same_bits(tensor.t(), tensor.t().contiguous())
+    assert not same_bits(tensor, tensor.t())
+    assert not same_bits(torch.zeros(1, dtype=dtype), -torch.zeros(1, dtype=dtype))
+    assert same_bits(torch.full((2,), math.nan, dtype=dtype), torch.full((2,), math.nan, dtype=dtype))
+    assert not same_bits(tensor, tensor.to(torch.complex128))
+
+
+def test_errors_are_relative_to_the_largest_element():
+    true = torch.tensor([4.0, 0.0, -8.0], dtype=torch.float64)
+    assert relative_error(torch.tensor([4.0, 0.8, -8.0]), true) == pytest.approx(0.1)
+    assert relative_error(torch.tensor([4.0, math.nan, -8.0]), true) == math.inf
+    assert relative_error(torch.zeros(3), torch.zeros(3, dtype=torch.float64)) == 0
+    assert relative_error(torch.full((3,), 1e-30), torch.zeros(3, dtype=torch.float64)) == math.inf
+
+
+def test_no_allowance_hides_a_hopeless_case():
+    assert allowance(own=0.5, eps=2**-52, depth=6) < 2e-4
+    assert allowance(own=0.0, eps=2**-23, depth=120) < 1e-5
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+ONE = "LSTM-float64-layers1-unbatched-hx"
+
+
+def test_no_difference_exits_with_0(capsys):
+    assert main(["--subject", "torch.nn", "-k", ONE]) == 0
+    assert ONE in capsys.readouterr().out
+
+
+@pytest.fixture
+def broken_subject(tmp_path, monkeypatch):
+    """A subject whose LSTM returns c_n a little too large."""
+    lines = [
+        "from torch import nn",
+        "from torch.nn import *",
+        "class LSTM(nn.LSTM):",
+        "    def forward(self, input, hx=None):",
+        "        output, (h_n, c_n) = super().forward(input, hx)",
+        "        return output, (h_n, c_n * 1.0001)",
+    ]
+    (tmp_path / "broken_subject.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "broken_subject"
+    sys.modules.pop("broken_subject", None)
+
+
+def test_a_difference_exits_with_1_and_tells_where_and_how_to_see_it_again(broken_subject, capsys):
+    assert main(["--subject", broken_subject, "-k", "float64 and LSTM and layers1 and unbatched and not proj"]) == 1
+    out = capsys.readouterr().out
+    assert "DIFFERENT LSTM: c_n" in out
+    command = next(line for line in out.splitlines() if "python -m parity --subject broken_subject -k LSTM-" in line)
+    assert main(command.split()[3:]) == 1
+    assert "c_n" in capsys.readouterr().out
+
+
+def test_several_processes_find_what_one_finds(broken_subject, tmp_path):
+    expression = "float64 and layers1 and (LSTM or GRU)"
+    for jobs in ("1", "2"):
+        arguments = ["--subject", broken_subject, "-k", expression, "--jobs", jobs]
+        assert main([*arguments, "--json", str(tmp_path / jobs)]) == 1
+    one, two = (json.loads((tmp_path / jobs).read_text()) for jobs in ("1", "2"))
+    assert one["cases"] == two["cases"]
+    assert len(one["cases"]) >= 400
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--subject", "no.such.module"],
+        ["--subject", "math"],
+        ["-k", "LSTM and"],
+        ["-k", "(LSTM"],
+        ["-k", "LSTM GRU"],
+        ["-k", "no_such_case"],
+        ["--jobs", "0"],
+        ["--unknown"],
+        ["--ask", "Linear(3, 4)"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_json_tells_every_verdict(tmp_path, broken_subject):
+    file = tmp_path / "report.json"
+    main(["--subject", broken_subject, "-k", "LSTM-float64-layers1-unbatched", "--json", str(file)])
+    (single,) = json.loads(file.read_text())["cases"].values()
+    main(["--subject", broken_subject, "-k", "float64-layers1-unbatched", "--seed", "3", "--json", str(file)])
+    report = json.loads(file.read_text())
+    cases = report["cases"]
+    assert report["subject"] == broken_subject
+    assert report["seed"] == 3
+    assert report["exit_code"] == 1
+    assert report["environment"]["torch"] == torch.__version__
+    counts = Counter(case["verdict"] for case in cases.values())
+    assert report["counts"] == {name: counts[name] for name in ("bitwise", "rounding", "different")}
+    assert cases["GRU-float64-layers1-unbatched"] == {"verdict": "bitwise", "values": "bitwise", "differences": []}
+    assert single["verdict"] == "different"
+    (c_n,) = [difference for difference in single["differences"] if difference["name"] == "c_n"]
+    assert c_n["error"] > 100 * c_n["allowed"] > 0
+
+
+def test_list_prints_the_names_and_runs_nothing(capsys):
+    assert main(["--list", "--quick"]) == 0
+    assert capsys.readouterr().out.split() == [case.name for case in QUICK]
+
+
+def test_ask_prints_both_answers(broken_subject, capsys):
+    assert main(["--subject", broken_subject, "--ask", "LSTM(3, 4) | x(5, 2, 7)"]) == 0
+    assert "input.size(-1) must be equal to input_size" in capsys.readouterr().out
+
+
+def test_the_report_is_at_most_100_wide(capsys):
+    main(["--subject", "torch.nn", "-k", "layers1 and unbatched and not nobias"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+# Selection ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "text", "matches"),
+    [
+        ("lstm", "lstm-float64", True),
+        ("LSTM", "lstm-float64", True),
+        ("gru", "lstm-float64", False),
+        ("not gru", "lstm-float64", True),
+        ("lstm and not proj", "lstm-proj-float64", False),
+        ("gru or lstm and proj", "gru-float64", True),
+        ("(gru or lstm) and proj", "gru-float64", False),
+        ("not (gru or lstm)", "rnn-tanh", True),
+        ("not not gru", "gru", True),
+    ],
+)
+def test_an_expression_selects_by_substrings(expression, text, matches):
+    assert parse(expression)(text) is matches
+
+
+@pytest.mark.parametrize("expression", ["", "and", "lstm and", "or lstm", "not", "(lstm", "lstm)", "lstm gru", "()"])
+def test_an_expression_that_cannot_be_read_is_refused(expression):
+    with pytest.raises(ValueError, match="-k: "):
+        parse(expression)
+
+
+def test_a_full_name_selects_that_case_alone():
+    name = "LSTM-float64-layers1-unbatched"
+    assert sum(name.lower() in case.name.lower() for case in GRID) > 1
+    assert [case.name for case in select(GRID, name)] == [name]
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
+
+
+def test_torch_nn_refuses_hundreds_of_the_questions():
+    replies = [reply(torch.nn, name, question).text for name, question in questions()]
+    assert sum("raises" in text for text in replies) >= 600
+    assert len(set(questions())) == len(list(questions()))
+
+
+def test_excuses_are_few():
+    assert sum("# excused" in question for _, question in questions()) <= 25
+
+
+# The house ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted(Path(parity.__file__).parent.glob("*.py")), ids=lambda file: file.name)
+def test_parity_imports_nothing_of_rnnkit(file):
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            imported.add(node.module.split(".")[0])
+    assert "rnnkit" not in imported
