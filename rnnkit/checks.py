@@ -54,7 +54,7 @@ def autocasting(tensor: Tensor) -> bool:
 def check_rank(kind: str, input: Tensor) -> None:
     """A layer's input is 2-D or 3-D."""
     if input.dim() not in (2, 3):
-        noun = "D" if kind == "LSTM" else "D tensor"  # torch.nn says it in two ways
+        noun = "D tensor" if kind == "RNN" else "D"  # torch.nn says it in two ways
         raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}{noun} instead")
 
 
@@ -103,25 +103,38 @@ def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
         raise RuntimeError(f"batch_sizes count {start} rows, but the packed data have {data.size(0)}")
 
 
-def check_packed_pair(data: Tensor, hx: Sequence[Tensor], expected: Sequence[Size], rows: int) -> None:
+def check_packed_pair(
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: Sequence[Tensor],
+    expected: Sequence[Size],
+    weights: Sequence[Tensor],
+    bias: bool,
+    bidirectional: bool,
+) -> None:
     """A packed LSTM's input and (h_0, c_0): torch.nn leaves these to its kernel, which crashes on some of them.
 
-    expected sizes of (h_0, c_0); rows of the gates' weights
+    expected sizes of (h_0, c_0); weights all of them
     """
-    (h, c), (layers, N, H_out) = hx, expected[0]
-    if (h.size(2) != c.size(2)) != (H_out != expected[1][2]):
+    (h, c), (layers, N, H_out), rows = hx, expected[0], weights[0].size(0)
+    # The kernel takes it from the states whether there is a projection, and counts the weights by that.
+    each = 2 + 2 * bias + (h.size(2) != c.size(2))
+    if len(weights) % each:
         raise RuntimeError("got an incorrect number of RNN parameters")
+    if bidirectional and (h.size(0) % 2 or len(weights) // each % 2):
+        raise RuntimeError("Odd number of params or hiddens given to a bidirectional RNN")
     for k, (name, state) in enumerate((("h_0", h), ("c_0", c))):
         if state.dim() != 3:
             raise RuntimeError(f"For batched 3-D input, hx[{k}] ({name}) should be 3-D but got {state.dim()}-D tensor")
     if h.size(0) != layers:
         raise RuntimeError("Expected more hidden states in stacked_rnn")
+    if len(weights) // each != layers:
+        raise RuntimeError("Expected more weights in stacked_rnn")
     if c.size(0) < layers:
         raise RuntimeError(f"Expected c_0 size(0) to be {layers} (num_layers * num_directions), but got {c.size(0)}")
     if data.dim() > 2:
-        raise RuntimeError(
-            f"output with shape {[N, rows]} doesn't match the broadcast shape {[N, *data.shape[1:-1], rows]}"
-        )
+        shape = list(torch.broadcast_shapes((N, rows), (N, *data.shape[1:-1], rows)))  # type: ignore[no-untyped-call]
+        raise RuntimeError(f"output with shape {[N, rows]} doesn't match the broadcast shape {shape}")
     if h.size(2) != H_out:
         raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({N}x{h.size(2)} and {H_out}x{rows})")
     if h.size(1) == 1 != N:
@@ -130,6 +143,17 @@ def check_packed_pair(data: Tensor, hx: Sequence[Tensor], expected: Sequence[Siz
         raise RuntimeError(
             f"The size of tensor a ({h.size(1)}) must match the size of tensor b ({N}) at non-singleton dimension 0"
         )
+    for dim in (1, 0):  # c_0 is broadcast where it can be
+        a, b = expected[1][dim + 1], c.size(dim + 1)
+        if b not in (1, a):
+            raise RuntimeError(
+                f"The size of tensor a ({a}) must match the size of tensor b ({b}) at non-singleton dimension {dim}"
+            )
+    if bidirectional and c.size(1) == 1 != N:
+        start = 0
+        for size in reversed(batch_sizes.tolist()):  # in reverse, as sequences begin, their rows are asked for
+            c.narrow(1, start, size - start)
+            start = size
 
 
 def check_hx_dtype(h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -202,3 +226,7 @@ def check_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, 
             raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
         if state.size(1) != H:
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {H}")
+    if gates > 1 and hx[0].dim() > 2 and hx[0].size(-1) == H:  # a 2-D state beside a 1-D input, and N = H
+        raise RuntimeError(
+            f"The size of tensor a ({gates * H}) must match the size of tensor b ({H}) at non-singleton dimension 2"
+        )

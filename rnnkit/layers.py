@@ -240,7 +240,8 @@ class RNNBase(nn.Module):
             if not torch.compiler.is_compiling():
                 checks.check_packed(data, batch_sizes)
             if self.mode == "LSTM":
-                checks.check_packed_pair(data, hx, self._state_sizes(N), w_hh.size(0))
+                sizes = self._state_sizes(N)
+                checks.check_packed_pair(data, batch_sizes, hx, sizes, flat_weights, self.bias, self.bidirectional)
         checks.check_hx_dtype(self._tuple(hx)[0], w_hh, b_hh)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
@@ -277,8 +278,12 @@ class RNNBase(nn.Module):
             "dropout": 0,
             "bidirectional": False,
         }
-        shown = [f"{name}={getattr(self, name)}" for name, default in options.items() if getattr(self, name) != default]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+        shown = [f"{self.input_size}, {self.hidden_size}"]
+        for name, default in options.items():
+            value = getattr(self, name)
+            if value is not default if isinstance(default, bool) else value != default:  # bidirectional=0 is shown
+                shown.append(f"{name}={value}")
+        return ", ".join(shown)
 
 
 class RNN(RNNBase):
