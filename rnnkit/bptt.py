@@ -14,8 +14,8 @@ span: then what is kept is a state every so many steps, and one tape at a time.
 Packed rows are the general case: of S rows step t has sizes[t], and in a padded batch all sizes are N.
 """
 
-from collections.abc import Sequence
-from itertools import islice, repeat
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from . import matmul, recurrence
 from .equations import Equation, State
-from .kernels import KERNELS, Tape, arithmetic, split
+from .kernels import EXACT, KERNELS, Rows, arithmetic
 from .recurrence import Weights
 
-ROWS = 1024  # of a span: enough for its products to run at full rate, few enough for its tape to stay in the cache
+ROWS = 256  # of a span: its products run at nearly full rate, its sums stay short and its tape in the cache
 
 
 class Span(NamedTuple):
@@ -78,7 +78,7 @@ class Kept(NamedTuple):
 
     state: State  # before it
     m: Tensor | None  # its output before projection, if it was projected
-    tape: Tape
+    tape: Rows
 
 
 class Direction:
@@ -98,9 +98,7 @@ class Direction:
         self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         self.spans = self.ordered(spans(sizes, checkpoint_every if self.rewrites else None))
-        self.N, self.cells = len(state[0]), weights.w_ih.size(0) // len(equation.gates)
-        # hgates can be formed and added to the igates in one call, but not in ATen's order, and not by oneDNN.
-        self.accumulates = input.dtype == torch.float32 and not matmul.by_onednn(self.N, *weights.w_hh.shape, input.dtype)
+        self.N, self.cells = len(state[0]), weights.w_ih.size(0) // len(equation.gates)  # H_cell
 
     def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
         """What is in the order of time, in that of this direction; and the other way round."""
@@ -120,46 +118,51 @@ class Direction:
             state = tuple(s.clone() for s in carry.resize(self.ordered(span.sizes)[0])) if keep else ()
             m, tape = self.run(span, carry, output[span.rows])
             if keep:
-                kept.append(Kept(state, None if self.rewrites else m, () if self.rewrites or self.kernel.tapeless else tape))
+                kept.append(Kept(state, *((None, ()) if self.rewrites else (m, () if self.kernel.tapeless else tape))))
         return carry.whole(), kept
 
     def prepare(self) -> None:
         """What all spans share on their way forward."""
         _, w_hh, b_ih, b_hh, w_hr = self.weights
-        joint = self.accumulates and b_ih is not None and b_hh is not None
-        self.bias = self.kernel.bias(b_ih, b_hh) if joint else b_ih
+        # hgates can be accumulated on the igates as they are formed, but not in ATen's order, and not by oneDNN.
+        accumulate = self.input.dtype == torch.float32 and not matmul.by_onednn(self.N, *w_hh.shape, w_hh.dtype)
+        self.w_t = w_hh.t() if accumulate else None
+        self.bias = self.kernel.bias(b_ih, b_hh) if accumulate and b_ih is not None and b_hh is not None else b_ih
         self.hgates = matmul.repeated(self.N, w_hh, b_hh)
         self.project = matmul.repeated(self.N, w_hr) if w_hr is not None else None
-        self.step = self.kernel.step(arithmetic(self.input.dtype, self.N * self.cells))
+        self.arithmetic = arithmetic(self.input.dtype, self.N * self.cells)
+        # The bits of a product may depend on how many rows it has, so to be exact it has all of them, as ATen's.
+        exact = self.arithmetic is EXACT and not self.rewrites
+        self.igates = matmul.linear(self.input, self.weights.w_ih, self.bias) if exact else None
 
-    def run(self, span: Span, carry: Carry, output: Tensor) -> tuple[Tensor | None, Tape]:
+    def run(self, span: Span, carry: Carry, output: Tensor) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        kernel, step, hgates, project, accumulates = self.kernel, self.step, self.hgates, self.project, self.accumulates
-        w_t = self.weights.w_hh.t()
-        tape = kernel.tape(matmul.linear(self.input[span.rows], self.weights.w_ih, self.bias), self.weights.b_hh)
-        m = output.new_empty(len(output), self.cells) if project else None
-        written = (output, output if m is None else m)
-        steps = zip(span.sizes, split(span.sizes, *written), kernel.views(tape, span.sizes), strict=True)
-        rows, state = len(carry.state[0]), carry.state
-        for n, (y, m_t), views in self.ordered(tuple(steps)):
-            if n != rows:
-                carry.state, rows = state, n
-                state = carry.resize(n)
-            if accumulates:
-                views[0].addmm_(state[0], w_t)
-            else:
-                kernel.add(hgates(state[0]), *views)
-            state = (y, *step(state, m_t, *views))
-            if project:
-                y.copy_(project(m_t))
-        carry.state = state
+        w_ih, _, _, b_hh, _ = self.weights
+        whole, rows = self.igates, span.rows
+        igates = whole[rows] if whole is not None else matmul.linear(self.input[rows], w_ih, self.bias)
+        tape = self.kernel.tape(igates, b_hh)
+        m = output.new_empty(len(output), self.cells) if self.project else None
+        steps = iter(self.steps(span, output, output if m is None else m, *self.kernel.views(tape)))
+        with torch.inference_mode():  # nothing of it is new to autograd, and calls are cheaper
+            for n, stretch in self.stretches(span):
+                carry.state = self.kernel.forward(
+                    carry.resize(n), islice(steps, stretch), self.hgates, self.w_t, self.project, self.arithmetic
+                )
         return m, tape
+
+    def steps(self, span: Span, *rows: Tensor) -> Sequence[tuple[Tensor, ...]]:
+        """For each step, in this direction's order, its part of these rows."""
+        return self.ordered(tuple(zip(*(r.split_with_sizes(span.sizes) for r in rows), strict=True)))
+
+    def stretches(self, span: Span) -> list[tuple[int, int]]:
+        """Numbers of rows, and how many steps on end have them, in this direction's order."""
+        return [(n, len(list(steps))) for n, steps in groupby(self.ordered(span.sizes))]
 
     def before(self, span: Span, state: State, after: State) -> State:
         """The states before the steps of a span, in rows like those after them, from the one before them all."""
         carry, states = self.carry(state), []
-        for n, s in self.ordered(tuple(zip(span.sizes, split(span.sizes, *after), strict=True))):
+        for n, s in zip(self.ordered(span.sizes), self.steps(span, *after), strict=True):
             states.append(carry.resize(n))
             carry.state = s
         return tuple(torch.cat(rows) for rows in zip(*self.ordered(states), strict=True))
@@ -178,8 +181,14 @@ class Direction:
         kernel, weights = self.kernel, self.weights
         if self.rewrites:
             self.prepare()
-        self.product = matmul.repeated(self.N, weights.w_hh.t())
-        self.unproject = matmul.repeated(self.N, weights.w_hr.t()) if weights.w_hr is not None else None
+        product = matmul.repeated(self.N, weights.w_hh.t())
+        arrive: Callable[[Tensor, Any], Tensor]
+        if weights.w_hr is not None:
+            unproject = matmul.repeated(self.N, weights.w_hr.t())
+            arrive = lambda dh, dy: unproject(dy.add_(dh))  # noqa: E731
+        else:
+            arrive = lambda dh, dy: dh if dy is None else dh.add_(dy)  # noqa: E731
+
         totals: list[Tensor | None] = [None] * len(weights)
         last = self.ordered(self.sizes)[-1]
         carry = Carry(tuple(s[:last].clone() for s in grad_state), tuple(s[last:] for s in grad_state))
@@ -192,18 +201,21 @@ class Direction:
             dh = grad_output[span.rows] if grad_output is not None else None
             if m is not None:
                 dh = torch.zeros_like(h) if dh is None else dh.clone()
-            self.run_back(span, carry, dh, derivatives)
+            views = self.steps(span, *(() if dh is None else (dh,)), *kernel.back_views(derivatives))
+            steps = iter(views[::-1] if dh is not None else [(None, *v) for v in views[::-1]])
+            for n, stretch in reversed(self.stretches(span)):
+                carry.state = kernel.backward(carry.resize(n), islice(steps, stretch), arrive, product)
 
             digates, dhgates = kernel.gradients(derivatives)
             if grad_input is not None:
                 rows = grad_input[span.rows]
                 (rows.add_ if self.reverse else rows.copy_)(matmul.linear(digates, weights.w_ih.t()))
-            by_digates, by_dhgates = matmul.outer(digates), matmul.outer(dhgates)
-            if digates is dhgates:
-                by_dhgates = by_digates
+            of_ih = of_hh = matmul.outer(digates)
+            if dhgates is not digates:
+                of_hh = matmul.outer(dhgates)
             gradients = (
-                lambda: by_digates(input),
-                lambda: by_dhgates(before[0]),
+                lambda: of_ih(input),
+                lambda: of_hh(before[0]),
                 lambda: digates.sum(0),
                 lambda: dhgates.sum(0),
                 lambda: matmul.outer(dh)(m),
@@ -213,27 +225,6 @@ class Direction:
                     total = totals[k]
                     totals[k] = gradient() if total is None else total.add_(gradient())
         return totals, carry.whole()
-
-    def run_back(self, span: Span, carry: Carry, dh_all: Tensor | None, derivatives: Tape) -> None:
-        """Take the steps of a span backwards: carry the gradient of the state along, turn derivatives into gradients,
-        and if the output was projected add to dh_all what arrives by the state."""
-        back, product, unproject = self.kernel.back, self.product, self.unproject
-        dhs = repeat(None, len(span.sizes)) if dh_all is None else dh_all.split_with_sizes(span.sizes)
-        steps = zip(span.sizes, dhs, self.kernel.back_views(derivatives, span.sizes), strict=True)
-        rows, dstate = len(carry.state[0]), carry.state
-        for n, dy, (dhgates, z, views) in reversed(self.ordered(tuple(steps))):
-            if n != rows:
-                carry.state, rows = dstate, n
-                dstate = carry.resize(n)
-            dh, *dc = dstate
-            if unproject:
-                dm = unproject(dy.add_(dh))
-            else:
-                dm = dh if dy is None else dh.add_(dy)
-            back((dm, *dc), *views)
-            before = product(dhgates)
-            dstate = (before if z is None else before.addcmul_(dm, z), *dc)
-        carry.state = dstate
 
 
 class Layer(Function):
@@ -366,14 +357,14 @@ def serves(
     """
     return (
         equation in KERNELS
-        and input.dtype in _DTYPES
-        and input.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
+        and input.dtype in _DTYPES
+        and input.numel() > 0
         and all(
             type(t) in _TYPES and t.dtype == input.dtype and t.is_cpu and t.layout == torch.strided
             for group in ((input,), *states, *weights)

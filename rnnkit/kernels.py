@@ -1,15 +1,19 @@
 """The equations of torch.nn once more, for speed: in place, each with its derivative below it.
 
-A kernel works on a *tape*: the rows of several consecutive steps, whose views the loops in bptt hand out step by step.
-Forward, it turns the pre-activations on the tape into what its derivative needs. Backward, `derivatives` forms all
-local derivatives of these steps at once, and `back` only has to scale them by the gradients arriving at a step: they
-become the gradients of the pre-activations where they stand.
+A kernel works on the rows of several consecutive steps at once, where it can, and step by step where it must.
 
-    a       (rows, G*H)  the pre-activations: igates, on which each step accumulates its hgates
-    h_prev  (rows, H_out), c_prev (rows, H): the state before each step
+    tape         what the steps write on: a, the pre-activations, becomes what the derivative needs
+    forward      the steps: accumulate hgates on a, write the output, return the state after the last one
+    derivatives  all local derivatives of all steps, for gradients yet to come
+    backward     the steps from the last to the first: scale the derivatives by the gradients arriving at a step, where
+                 they stand; they are then the gradients of a. Return the gradients of the state before the first step
+    gradients    of igates and of hgates
+
+In the loops a step is one product and few small operations, each a call from Python: the shapes of `views` and
+`back_views` are there so that a call can take several gates at once.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -19,9 +23,9 @@ from torch import Tensor
 from . import matmul
 from .equations import EQUATIONS, Equation, State
 
-Tape: TypeAlias = tuple[Tensor, ...]
-Views: TypeAlias = Iterable[tuple[Any, ...]]
-Step: TypeAlias = Callable[..., State]
+Rows: TypeAlias = tuple[Tensor, ...]  # tensors with the same rows
+Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step, its part of several tensors' rows
+Product: TypeAlias = Callable[[Tensor], Tensor]
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (grad, y, grad_input=): grad * y * (1 - y)
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (grad, y, grad_input=): grad * (1 - y*y)
@@ -31,7 +35,7 @@ class Arithmetic(NamedTuple):
     """The operations on which speed and bit-identity part."""
 
     tanh: Callable[..., Tensor]  # tanh(a, out=)
-    sigmoid_: Callable[..., object]  # sigmoid_(whole, *parts): of a tensor, or at least of these parts of it
+    sigmoid_: Callable[..., object]  # sigmoid_(whole, *parts): of these parts of it at least
     addcmul_: Callable[..., Tensor]  # addcmul_(a, b, c): a += b*c
     lerp: Callable[..., Tensor]  # lerp(a, b, w, out=): (b - a)*w + a
 
@@ -41,94 +45,87 @@ def _sigmoid_parts_(_: Tensor, *parts: Tensor) -> None:
         part.sigmoid_()
 
 
-def _lerp_exact(a: Tensor, b: Tensor, w: Tensor, out: Tensor) -> Tensor:
+def _lerp(a: Tensor, b: Tensor, w: Tensor, out: Tensor) -> Tensor:
     return torch.sub(b, a, out=out).mul_(w).add_(a)
 
 
 def tanh_by_expm1(a: Tensor, out: Tensor) -> Tensor:
-    """tanh(a) = e / (e + 2) with e = expm1(2a), within 2 units in the last place, and below 0 as good as above."""
-    e = torch.mul(a, 2, out=out).clamp_(max=80).expm1_()  # beyond, float32 overflows where tanh has long been 1
+    """tanh(a) = e / (e + 2) where e = expm1(2a): within 3 units in the last place for every float32, near 0 too."""
+    e = torch.mul(a, 2, out=out).clamp_(max=80).expm1_()  # larger ones would overflow; their tanh is 1 anyway
     return e.div_(e + 2)
 
 
 #: ATen's operations in ATen's order.
-EXACT = Arithmetic(torch.tanh, _sigmoid_parts_, lambda a, b, c: a.add_(b * c), _lerp_exact)
+EXACT = Arithmetic(torch.tanh, _sigmoid_parts_, lambda a, b, c: a.add_(b * c), _lerp)
 #: As few calls as possible.
 FEW = Arithmetic(torch.tanh, lambda whole, *_: whole.sigmoid_(), Tensor.addcmul_, torch.lerp)
-#: As little time an element as possible: MKL's tanh, which torch calls, is the slowest of all its functions on AMD.
+#: As little time an element as possible.
 FAST = FEW._replace(tanh=tanh_by_expm1)
 
 
 @cache
 def _expm1_pays() -> bool:
-    """Whether tanh by expm1 beats torch.tanh for many elements, on this processor."""
+    """Whether tanh by expm1 beats torch.tanh on many elements: it does where MKL, which torch calls, has a slow one."""
     with torch.no_grad():
         a, out = torch.linspace(-2, 2, 2**14), torch.empty(2**14)
         return matmul.seconds(lambda: tanh_by_expm1(a, out)) < matmul.seconds(lambda: torch.tanh(a, out=out))
 
 
 def arithmetic(dtype: torch.dtype, elements: int) -> Arithmetic:
-    """What to compute with, where a gate has so many elements in a step."""
+    """What to compute with where a gate has so many elements in a step."""
     if dtype != torch.float32:
         return EXACT
     return FAST if elements >= 2**12 and _expm1_pays() else FEW
 
 
-def split(sizes: Sequence[int], *tensors: Tensor) -> Views:
-    """The views that each step has of these rows."""
-    return zip(*(tensor.split_with_sizes(sizes) for tensor in tensors), strict=True)
-
-
 class Kernel(Protocol):
+    tapeless: bool  # the derivatives need the output, but no tape
+
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        """What `a` starts from where hgates are accumulated on it: all biases but those `tape` writes."""
+        """What to add to igates, where hgates are accumulated on them without b_hh and `tape` sees to the rest."""
         ...
 
-    tapeless: bool  # derivatives need no tape: h says all
-
-    def tape(self, a: Tensor, b_hh: Tensor | None) -> Tape:
-        """What the steps write on: first a, which holds the igates; last c', if there is one."""
+    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
+        """a, made of the igates (rows, G*H), and more; c' last, if there is one."""
         ...
 
-    def views(self, tape: Tape, sizes: Sequence[int]) -> Views:
-        """The views of each step, of which the first is of a."""
+    def views(self, tape: Rows) -> Rows:
+        """What `forward` wants to see of the tape at each step."""
         ...
 
-    def add(self, hgates: Tensor, *views: Tensor) -> None:
-        """Add hgates to the step's a."""
+    def forward(
+        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+    ) -> State:
+        """Take the steps (y, m, *views). Write the output to m, and to y its projection; without, they are the same.
+
+        With w_t, the product h @ w_t is accumulated on a as it is formed; without, hgates(h) is added to it.
+        """
         ...
 
-    def step(self, arithmetic: Arithmetic) -> Step:
-        """The function (state, h', *views): writes h' and returns what else the next state has."""
+    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows: ...
+
+    def back_views(self, derivatives: Rows) -> Rows:
+        """What `backward` wants to see of the derivatives at each step."""
         ...
 
-    def derivatives(self, tape: Tape, h: Tensor, before: State) -> Tape:
-        """All local derivatives, from the tape, h' and the states before each step; the gradients' place first."""
+    def backward(
+        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
+    ) -> State:
+        """Take the steps (dy, *views) back. arrive(dh, dy) is the gradient of m; product(dhgates) is dhgates @ w_hh."""
         ...
 
-    def back_views(self, derivatives: Tape, sizes: Sequence[int]) -> Views:
-        """For each step (dhgates, z, views): dh before the step is dhgates @ w_hh, plus z*dh unless z is None."""
-        ...
-
-    def back(self, dstate: State, *views: Tensor) -> None:
-        """Scale a step's derivatives by the gradients of the state after it; turn dc into that before it."""
-        ...
-
-    def gradients(self, derivatives: Tape) -> tuple[Tensor, Tensor]:
-        """digates and dhgates, (rows, G*H) each; one tensor where they are the same."""
+    def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
+        """digates and dhgates (rows, G*H), after `backward`; one tensor where they are equal."""
         ...
 
 
 class Summed:
-    """What kernels share whose gates use igates and hgates as a sum only."""
+    """What kernels share whose gates see igates and hgates as a sum only."""
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         return b_ih + b_hh
 
-    def add(self, hgates: Tensor, a: Tensor, *_: Tensor) -> None:
-        a.add_(hgates)
-
-    def gradients(self, derivatives: Tape) -> tuple[Tensor, Tensor]:
+    def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
         return derivatives[0], derivatives[0]
 
 
@@ -140,32 +137,45 @@ class RNN(Summed):
     def __init__(self, relu: bool) -> None:
         self.relu = relu
 
-    def tape(self, a: Tensor, b_hh: Tensor | None) -> Tape:
-        return (a,)
+    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
+        return (igates,)
 
-    def views(self, tape: Tape, sizes: Sequence[int]) -> Views:
-        return split(sizes, *tape)
+    def views(self, tape: Rows) -> Rows:
+        return tape
 
-    def step(self, arithmetic: Arithmetic) -> Step:
-        tanh, relu = arithmetic.tanh, self.relu
-
-        def step(state: State, y: Tensor, a: Tensor) -> State:
-            if relu:
-                torch.clamp_min(a, 0, out=y)
+    def forward(
+        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+    ) -> State:
+        relu, tanh = self.relu, by.tanh
+        (h,) = state
+        for y, m, a in steps:
+            if w_t is not None:
+                a.addmm_(h, w_t)
             else:
-                tanh(a, out=y)
-            return ()
+                a.add_(hgates(h))
+            if relu:
+                torch.clamp_min(a, 0, out=m)
+            else:
+                tanh(a, out=m)
+            if project:
+                y.copy_(project(m))
+            h = y
+        return (h,)
 
-        return step
+    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
+        return ((m > 0).to(m.dtype) if self.relu else 1 - m * m,)  # da / dh
 
-    def derivatives(self, tape: Tape, h: Tensor, before: State) -> Tape:
-        return ((h > 0).to(h.dtype) if self.relu else 1 - h * h,)
+    def back_views(self, derivatives: Rows) -> Rows:
+        return derivatives
 
-    def back_views(self, derivatives: Tape, sizes: Sequence[int]) -> Views:
-        return ((da, None, (da,)) for (da,) in split(sizes, *derivatives))
-
-    def back(self, dstate: State, da: Tensor) -> None:
-        da.mul_(dstate[0])
+    def backward(
+        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
+    ) -> State:
+        (dh,) = dstate
+        for dy, da in steps:
+            da.mul_(arrive(dh, dy))
+            dh = product(da)
+        return (dh,)
 
 
 class LSTM(Summed):
@@ -173,57 +183,70 @@ class LSTM(Summed):
 
     tapeless = False
 
-    def tape(self, a: Tensor, b_hh: Tensor | None) -> Tape:
-        g, c_next = a.new_empty(2, len(a), a.size(1) // 4)
-        return a, g, c_next
+    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
+        g, c_next = igates.new_empty(2, len(igates), igates.size(1) // 4)
+        return igates, g, c_next
 
-    def views(self, tape: Tape, sizes: Sequence[int]) -> Views:
+    def views(self, tape: Rows) -> Rows:
         a, g, c_next = tape
-        return split(sizes, a, *a.chunk(4, 1), g, c_next)
+        return a, *a.chunk(4, 1), g, c_next
 
-    def step(self, arithmetic: Arithmetic) -> Step:
-        tanh, sigmoid_, addcmul_, _ = arithmetic
+    def forward(
+        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+    ) -> State:
+        tanh, sigmoid_, addcmul_, _ = by
         mul = torch.mul
-
-        def step(state: State, y: Tensor, a: Tensor, *views: Tensor) -> State:
-            i, f, tc, o, g, c_next = views
+        h, c = state
+        for y, m, a, i, f, tc, o, g, c_next in steps:
+            if w_t is not None:
+                a.addmm_(h, w_t)
+            else:
+                a.add_(hgates(h))
             tanh(tc, out=g)
             sigmoid_(a, i, f, o)
-            mul(f, state[1], out=c_next)
+            mul(f, c, out=c_next)
             addcmul_(c_next, i, g)
             tanh(c_next, out=tc)
-            mul(o, tc, out=y)
-            return (c_next,)
+            mul(o, tc, out=m)
+            if project:
+                y.copy_(project(m))
+            h, c = y, c_next
+        return h, c
 
-        return step
-
-    def derivatives(self, tape: Tape, h: Tensor, before: State) -> Tape:
+    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
         a, g, _ = tape
         i, f, tc, o = a.chunk(4, 1)
         da, dc_dh = torch.empty_like(a), torch.empty_like(g)
         di, df, dg, do = da.chunk(4, 1)
-        _sigmoid_backward(g, i, grad_input=di)  # times dc
-        _sigmoid_backward(before[1], f, grad_input=df)  # times dc
-        _tanh_backward(i, g, grad_input=dg)  # times dc
-        _sigmoid_backward(tc, o, grad_input=do)  # times dh
-        _tanh_backward(o, tc, grad_input=dc_dh)
+        _sigmoid_backward(g, i, grad_input=di)  # di, df, dg / dc'
+        _sigmoid_backward(before[1], f, grad_input=df)
+        _tanh_backward(i, g, grad_input=dg)
+        _sigmoid_backward(tc, o, grad_input=do)  # do / dh'
+        _tanh_backward(o, tc, grad_input=dc_dh)  # dc' / dh', f is dc / dc'
         return da, dc_dh, f
 
-    def back_views(self, derivatives: Tape, sizes: Sequence[int]) -> Views:
+    def back_views(self, derivatives: Rows) -> Rows:
         da, dc_dh, f = derivatives
         gates = da.unflatten(1, (4, -1))
-        return ((da, None, views) for da, *views in split(sizes, da, gates[:, :3], gates[:, 3], dc_dh, f))
+        return da, gates[:, :3], gates[:, 3], dc_dh, f
 
-    def back(self, dstate: State, difg: Tensor, do: Tensor, dc_dh: Tensor, f: Tensor) -> None:
+    def backward(
+        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
+    ) -> State:
         dh, dc = dstate
-        dc.addcmul_(dh, dc_dh)
-        difg.mul_(dc.unsqueeze(1))
-        do.mul_(dh)
-        dc.mul_(f)
+        dc_of_gates = dc.unsqueeze(1)  # (n, 1, H), the same memory
+        for dy, da, difg, do, dc_dh, f in steps:
+            dm = arrive(dh, dy)
+            dc.addcmul_(dm, dc_dh)
+            difg.mul_(dc_of_gates)
+            do.mul_(dm)
+            dc.mul_(f)
+            dh = product(da)
+        return dh, dc
 
 
 class GRU:
-    """n = tanh(n_i + r*n_h), h' = (h - n)*z + n. On the tape n_h takes the place of n_i, which moves out."""
+    """n = tanh(n_i + r*n_h), h' = (h - n)*z + n. On the tape n_i moves out, to become n, and n_h takes its place."""
 
     tapeless = False
 
@@ -231,53 +254,63 @@ class GRU:
         rz = len(b_ih) // 3 * 2
         return torch.cat((b_ih[:rz] + b_hh[:rz], b_ih[rz:]))
 
-    def tape(self, a: Tensor, b_hh: Tensor | None) -> Tape:
-        n_h = a.chunk(3, 1)[2]
-        n_i = n_h.clone()  # becomes n
-        n_h.copy_(b_hh[-n_h.size(1) :]) if b_hh is not None else n_h.zero_()
-        return a, n_i
+    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
+        n_i = igates.chunk(3, 1)[2]
+        n, n_h = n_i.clone(), n_i
+        n_h.copy_(b_hh.chunk(3)[2]) if b_hh is not None else n_h.zero_()
+        return igates, n
 
-    def views(self, tape: Tape, sizes: Sequence[int]) -> Views:
+    def views(self, tape: Rows) -> Rows:
         a, n = tape
-        return split(sizes, a, a[:, : -n.size(1)], *a.chunk(3, 1), n)
+        return a, a[:, : -n.size(1)], *a.chunk(3, 1), n
 
-    def add(self, hgates: Tensor, a: Tensor, rz: Tensor, r: Tensor, z: Tensor, n_h: Tensor, n: Tensor) -> None:
-        rz.add_(hgates[:, : rz.size(1)])
-        n_h.copy_(hgates[:, rz.size(1) :])
-
-    def step(self, arithmetic: Arithmetic) -> Step:
-        tanh, sigmoid_, addcmul_, lerp = arithmetic
-
-        def step(state: State, y: Tensor, a: Tensor, *views: Tensor) -> State:
-            rz, r, z, n_h, n = views
+    def forward(
+        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+    ) -> State:
+        tanh, sigmoid_, addcmul_, lerp = by
+        (h,) = state
+        for y, m, a, rz, r, z, n_h, n in steps:
+            if w_t is not None:
+                a.addmm_(h, w_t)
+            else:
+                of_rz, of_n = hgates(h).split_with_sizes((rz.size(1), n.size(1)), 1)
+                rz.add_(of_rz)
+                n_h.copy_(of_n)
             sigmoid_(rz, r, z)
             addcmul_(n, r, n_h)
             tanh(n, out=n)
-            lerp(n, state[0], z, out=y)
-            return ()
+            lerp(n, h, z, out=m)
+            if project:
+                y.copy_(project(m))
+            h = y
+        return (h,)
 
-        return step
-
-    def derivatives(self, tape: Tape, h: Tensor, before: State) -> Tape:
+    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
         a, n = tape
         r, z, n_h = a.chunk(3, 1)
         da = a.new_empty(len(a), 4 * n.size(1))
-        dr, dz, dn_h, dn_i = da.chunk(4, 1)  # all times dh
+        dr, dz, dn_h, dn_i = da.chunk(4, 1)  # all / dh'
         _tanh_backward(1 - z, n, grad_input=dn_i)
         torch.mul(dn_i, r, out=dn_h)
         _sigmoid_backward(dn_i * n_h, r, grad_input=dr)
         _sigmoid_backward(before[0] - n, z, grad_input=dz)
-        return da, z
+        return da, z  # z is dh / dh'
 
-    def back_views(self, derivatives: Tape, sizes: Sequence[int]) -> Views:
+    def back_views(self, derivatives: Rows) -> Rows:
         da, z = derivatives
-        views = split(sizes, da[:, : -z.size(1)], z, da.unflatten(1, (4, -1)))
-        return ((dhgates, z, (da,)) for dhgates, z, da in views)
+        return da[:, : -z.size(1)], da.unflatten(1, (4, -1)), z
 
-    def back(self, dstate: State, da: Tensor) -> None:
-        da.mul_(dstate[0].unsqueeze(1))
+    def backward(
+        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
+    ) -> State:
+        (dh,) = dstate
+        for dy, dhgates, da, z in steps:
+            dm = arrive(dh, dy)
+            da.mul_(dm.unsqueeze(1))
+            dh = product(dhgates).addcmul_(dm, z)
+        return (dh,)
 
-    def gradients(self, derivatives: Tape) -> tuple[Tensor, Tensor]:
+    def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
         dr, dz, dn_h, dn_i = derivatives[0].chunk(4, 1)
         return torch.cat((dr, dz, dn_i), 1), derivatives[0][:, : -dn_i.size(1)]
 

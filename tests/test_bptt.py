@@ -1,0 +1,469 @@
+"""The fast path beside the readable one, and beside torch.nn."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnnkit import bptt, kernels, matmul, recurrence
+from rnnkit.equations import EQUATIONS, Equation
+from rnnkit.recurrence import Weights
+
+MODES = list(EQUATIONS)
+BATCH_SIZES = [4, 4, 3, 1, 1]
+
+
+@pytest.fixture(params=["addmm", "oneDNN", "many spans"])
+def product(request, monkeypatch):
+    """Small as the tests are, take them through the ways that large sizes go."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
+        monkeypatch.setattr(matmul, "_threshold", lambda threads: -1.0)
+        monkeypatch.setattr(kernels, "arithmetic", lambda dtype, elements: arithmetic(dtype))
+        monkeypatch.setattr(bptt, "arithmetic", lambda dtype, elements: arithmetic(dtype))
+    if request.param == "many spans":
+        monkeypatch.setattr(bptt, "ROWS", 5)
+
+
+def arithmetic(dtype):
+    return kernels.FAST if dtype == torch.float32 else kernels.EXACT
+
+
+class Case:
+    """Arguments of a stack, and every tensor among them."""
+
+    def __init__(self, mode="LSTM", layers=1, D=1, bias=True, proj=0, packed=False, dtype=torch.float64, L=5, N=4, I=3, H=6):
+        torch.manual_seed(1)
+        self.equation = EQUATIONS[mode]
+        G, H_out = len(self.equation.gates), proj or H
+        self.batch_sizes = BATCH_SIZES if packed else None
+        self.input = torch.randn((sum(BATCH_SIZES), I) if packed else (L, N, I), dtype=dtype)
+        self.D = D
+        self.states, self.weights = [], []
+        for k in range(layers * D):
+            h, c = torch.randn(N, H_out, dtype=dtype), torch.randn(N, H, dtype=dtype)
+            self.states.append((h, c)[: len(self.equation.state)])
+            shapes = [(G * H, I if k < D else D * H_out), (G * H, H_out), (G * H,), (G * H,), (H_out, H)]
+            w_ih, w_hh, b_ih, b_hh, w_hr = (torch.randn(s, dtype=dtype) * H**-0.5 for s in shapes)
+            self.weights.append(Weights(w_ih, w_hh, *((b_ih, b_hh) if bias else (None, None)), w_hr if proj else None))
+        for tensor in self.tensors:
+            tensor.requires_grad_()
+
+    @property
+    def tensors(self):
+        groups = ((self.input,), *self.states, *self.weights)
+        return [tensor for group in groups for tensor in group if tensor is not None]
+
+    def run(self, stack=bptt.stack, dropout=0.0, **options):
+        """All outputs, flat."""
+        arguments = self.equation, self.input, self.states, self.weights, self.batch_sizes, dropout, self.D == 2
+        output, finals = stack(*arguments, **options)
+        return [output, *(s for state in finals for s in state)]
+
+    def gradients(self, outputs, of=None):
+        """Of a sum in which every element of every output has a weight of its own."""
+        generator = torch.Generator().manual_seed(2)
+        gs = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+        return torch.autograd.grad(outputs, of or self.tensors, gs, allow_unused=True, materialize_grads=True)
+
+
+def every_option():
+    for mode, layers, D, bias, packed in itertools.product(MODES, (1, 2), (1, 2), (True, False), (False, True)):
+        yield dict(mode=mode, layers=layers, D=D, bias=bias, packed=packed)
+        if mode == "LSTM":
+            yield dict(mode=mode, layers=layers, D=D, bias=bias, packed=packed, proj=2)
+
+
+GRID = list(every_option())
+
+
+def name(options):
+    return "-".join(str(v) for v in options.values())
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+@pytest.mark.parametrize("options", GRID, ids=name)
+def test_outputs_are_the_readable_path_s_to_the_bit_in_float64_and_gradients_to_rounding(options, product):
+    case = Case(**options)
+    fast, readable = case.run(), case.run(recurrence.stack)
+    assert all(torch.equal(a, b) for a, b in zip(fast, readable, strict=True))
+    for a, b in zip(case.gradients(fast), case.gradients(readable), strict=True):
+        assert a.abs().sum() > 0
+        assert close(a, b, 1e-13)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(case.run(), readable, strict=True))
+
+
+@pytest.mark.parametrize("options", GRID, ids=name)
+def test_float32_is_the_readable_path_to_rounding(options, product):
+    case = Case(**options, dtype=torch.float32)
+    fast, readable = case.run(), case.run(recurrence.stack)
+    assert all(close(a, b, 2e-6) for a, b in zip(fast, readable, strict=True))
+    assert all(close(a, b, 5e-6) for a, b in zip(case.gradients(fast), case.gradients(readable), strict=True))
+    with torch.no_grad():
+        assert all(close(a, b, 2e-6) for a, b in zip(case.run(), readable, strict=True))
+
+
+KINDS = {
+    "RNN": lambda I, H: nn.RNN(I, H),
+    "relu": lambda I, H: nn.RNN(I, H, nonlinearity="relu"),
+    "GRU": lambda I, H: nn.GRU(I, H),
+    "LSTM": lambda I, H: nn.LSTM(I, H),
+    "projection": lambda I, H: nn.LSTM(I, H, proj_size=H // 2),
+    "two layers, both directions": lambda I, H: nn.LSTM(I, H, 2, bidirectional=True),
+}
+
+
+def outputs_and_gradients(module, x, stack=None):
+    """By torch.nn, or with its weights by `stack`; all in float64."""
+    parameters = [x, *module.parameters()]
+    if stack is None:
+        output, hx = module(x)
+        results = [output, *(hx if isinstance(hx, tuple) else (hx,))]
+    else:
+        fields = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "weight_hr": "w_hr"}
+        weights = [
+            Weights(**{field: getattr(module, n) for n in names for key, field in fields.items() if n.startswith(key)})
+            for names in module._all_weights
+        ]
+        sizes = [module.proj_size or module.hidden_size, module.hidden_size]
+        states = len(EQUATIONS[module.mode].state)
+        zeros = [tuple(x.new_zeros(x.size(1), size) for size in sizes[:states])] * len(weights)
+        output, finals = stack(EQUATIONS[module.mode], x, zeros, weights, None, 0.0, module.bidirectional)
+        results = [output, *(torch.stack(s) for s in zip(*finals, strict=True))]
+    generator = torch.Generator().manual_seed(3)
+    gs = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in results]
+    return [t.detach().double() for t in (*results, *torch.autograd.grad(results, parameters, gs))]
+
+
+def spread_of(errors: Tensor) -> Tensor:
+    """Their root mean square: the largest one says little, it being another draw each time."""
+    return errors.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+@pytest.mark.parametrize("size", [(5, 3, 10, 20), (20, 32, 64, 128), (6, 64, 128, 256)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_within_twice_torch_nn_s_error_against_float64(kind, size, scale):
+    L, N, I, H = size
+    torch.manual_seed(4)
+    module, x = KINDS[kind](I, H), (torch.randn(L, N, I) * scale).requires_grad_()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.startswith("bias"):
+                parameter.mul_(scale)  # with the small inputs: gates near zero, where tanh has to be right relatively
+    fast, theirs = outputs_and_gradients(module, x, bptt.stack), outputs_and_gradients(module, x)
+    exact = outputs_and_gradients(module.double(), x.detach().double().requires_grad_())
+    for a, b, e in zip(fast, theirs, exact, strict=True):
+        assert spread_of(a - e) <= 2 * spread_of(b - e) + 2**-25 * e.abs().max()
+        assert (a - e).abs().max() <= 2**-19 * e.abs().max()
+
+
+def test_tanh_by_expm1_is_right_for_every_kind_of_float():
+    a = torch.cat([torch.logspace(-44, 38.5, 200_001), torch.linspace(0, 20, 200_001)]).float()
+    a = torch.cat([a, -a])
+    exact = a.double().tanh()
+    error = (kernels.tanh_by_expm1(a, out=torch.empty_like(a)).double() - exact).abs()
+    assert (error <= exact.abs() * 3 * 2**-24 + 2**-149).all()
+    odd = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0])
+    result = kernels.tanh_by_expm1(odd, out=torch.empty_like(odd))
+    assert result[:2].tolist() == [1, -1] and result[2].isnan()
+    assert torch.equal(result[3:].signbit(), odd[3:].signbit())
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 100])
+@pytest.mark.parametrize("options", GRID, ids=name)
+def test_checkpointing_changes_no_value(options, every):
+    case = Case(**options)
+    plain, checkpointed = case.run(), case.run(checkpoint_every=every)
+    assert all(close(a, b, 1e-14) for a, b in zip(plain, checkpointed, strict=True))
+    for a, b in zip(case.gradients(checkpointed), case.gradients(plain), strict=True):
+        assert close(a, b, 1e-13)
+
+
+def saved_bytes(case, **options):
+    """In memory of their own: not the arguments, nor the output, which are there anyway."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = case.run(**options)[0]
+    for tensor in (*case.tensors, output):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_checkpointing_keeps_one_state_every_so_many_steps(mode):
+    L, N, H = 64, 4, 6
+    case = Case(mode, L=L, N=N, H=H)
+    state = len(case.equation.state) * N * H * 8
+    assert saved_bytes(case) > 4 * L * N * H * 8
+    for every in (4, 8, 16):
+        assert saved_bytes(case, checkpoint_every=every) == L // every * state
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_output_left_out_counts_for_nothing(mode):
+    case = Case(mode, D=2)
+    for k in range(len(case.run())):
+        fast, readable = (case.gradients(case.run(stack)[k : k + 1]) for stack in (bptt.stack, recurrence.stack))
+        assert all(close(a, b, 1e-13) for a, b in zip(fast, readable, strict=True))
+
+
+@pytest.mark.parametrize("options", [dict(mode=mode) for mode in MODES] + [dict(proj=2)], ids=name)
+def test_only_the_gradients_that_are_needed_are_formed(options, monkeypatch):
+    formed = []
+
+    def counted(dy):
+        return lambda x: formed.append(x) or outer(dy)(x)
+
+    outer = matmul.outer
+    monkeypatch.setattr(matmul, "outer", counted)
+    case = Case(**options)
+    expected = case.gradients(case.run(recurrence.stack))
+    for k, tensor in enumerate(case.tensors):
+        for other in case.tensors:
+            other.requires_grad_(other is tensor)
+        formed.clear()
+        (gradient,) = case.gradients(case.run(), of=[tensor])
+        assert close(gradient, expected[k], 1e-13)
+        assert len(formed) == any(tensor is w for w in (case.weights[0].w_ih, case.weights[0].w_hh, case.weights[0].w_hr))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_of_gradients_are_those_of_the_readable_path(mode):
+    case = Case(mode, D=2, layers=2, packed=True)
+
+    def second(stack):
+        gradients = torch.autograd.grad(case.run(stack)[0].sin().sum(), case.tensors, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in gradients), case.tensors)
+
+    for a, b in zip(second(bptt.stack), second(recurrence.stack), strict=True):
+        assert a.abs().sum() > 0
+        assert close(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("options", [dict(mode=mode) for mode in MODES if mode != "RNN_RELU"] + [dict(proj=2)], ids=name)
+def test_gradients_are_the_differences_of_values(options):
+    case = Case(**options, D=2, packed=True, H=3)
+
+    def run(*tensors):
+        parts = iter(tensors)
+        case.input = next(parts)
+        case.states = [tuple(next(parts) for _ in state) for state in case.states]
+        case.weights = [Weights(*(None if w is None else next(parts) for w in weights)) for weights in case.weights]
+        return tuple(case.run())
+
+    assert torch.autograd.gradcheck(run, case.tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, case.tensors, fast_mode=True)
+
+
+def test_dropout_makes_the_same_draws():
+    case = Case(layers=3, D=2)
+    runs = []
+    for stack in (bptt.stack, recurrence.stack):
+        torch.manual_seed(5)
+        runs.append([*case.run(stack, dropout=0.5), torch.rand(1)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert not torch.equal(case.run()[0], runs[0][0])
+
+
+def test_one_tensor_in_two_places_has_the_sum_of_two_gradients():
+    fast, readable = [], []
+    for stack, gradients in ((bptt.stack, fast), (recurrence.stack, readable)):
+        case = Case(D=2)
+        first = case.weights[0]
+        first = first._replace(b_hh=first.b_ih)
+        case.weights, case.states = [first, first], [case.states[0]] * 2
+        unique = list({id(t): t for t in case.tensors}.values())
+        outputs = case.run(stack)
+        gradients += torch.autograd.grad([y.sum() for y in outputs], unique, retain_graph=True)
+        graph = torch.autograd.grad([y.sum() for y in outputs], unique, create_graph=True)
+        gradients += torch.autograd.grad([g.sum() for g in graph], unique)
+    assert all(close(a, b, 1e-12) for a, b in zip(fast, readable, strict=True))
+
+
+def test_gradients_share_no_memory():
+    case = Case()
+    gradients = case.gradients(case.run())
+    assert len({g.untyped_storage().data_ptr() for g in gradients}) == len(gradients)
+
+
+def spread(tensor):
+    """The same values, in every second place of each dimension."""
+    result = tensor.new_zeros([2 * n for n in tensor.shape])[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    return result.copy_(tensor)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_strides_do_not_matter(mode, packed, product):
+    case, other = (Case(mode, D=2, packed=packed) for _ in range(2))
+    with torch.no_grad():
+        other.input = spread(other.input)
+        other.states = [tuple(spread(s) for s in state) for state in other.states]
+        other.weights = [Weights(*(None if w is None else spread(w) for w in weights)) for weights in other.weights]
+    for tensor in other.tensors:
+        tensor.requires_grad_()
+    ours, theirs = case.run(), other.run()
+    assert all(close(a, b, 1e-14) for a, b in zip(ours, theirs, strict=True))
+    assert all(close(a, b, 1e-13) for a, b in zip(case.gradients(ours), other.gradients(theirs), strict=True))
+
+
+def test_an_expanded_state_and_gradient_will_do():
+    case = Case()
+    row = tuple(torch.randn(1, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    case.states = [tuple(s.expand(4, 6) for s in row)]
+    fast, readable = (torch.autograd.grad(case.run(stack)[0].sum(), row) for stack in (bptt.stack, recurrence.stack))
+    assert all(close(a, b, 1e-13) for a, b in zip(fast, readable, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_without_any_step_keeps_its_state(mode):
+    case = Case(mode, D=2, packed=True)
+    with torch.no_grad():
+        case.states = [tuple(torch.cat((s, s[:2] + 1)).requires_grad_() for s in state) for state in case.states]
+    fast, readable = case.run(), case.run(recurrence.stack)
+    assert all(torch.equal(a, b) for a, b in zip(fast, readable, strict=True))
+    assert all(close(a, b, 1e-13) for a, b in zip(case.gradients(fast), case.gradients(readable), strict=True))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_arguments_are_not_written_and_results_share_no_memory(mode, packed):
+    case = Case(mode, layers=2, D=2, packed=packed)
+    before = [(t.clone(), t._version) for t in case.tensors]
+    outputs = case.run()
+    gs = [torch.ones_like(y) for y in outputs]
+    torch.autograd.grad(outputs, case.tensors, gs)
+    with torch.no_grad():
+        outputs += case.run()
+    assert all(torch.equal(t, value) and t._version == version for t, (value, version) in zip(case.tensors, before, strict=True))
+    assert all((g == 1).all() for g in gs)
+    memories = [t.untyped_storage().data_ptr() for t in (*case.tensors, *outputs)]
+    assert len(set(memories)) == len(memories)
+
+
+def test_backward_twice_is_refused_and_retain_graph_allows_it():
+    case = Case()
+    loss = sum(y.sum() for y in case.run())
+    first = torch.autograd.grad(loss, case.tensors, retain_graph=True)
+    second = torch.autograd.grad(loss, case.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, case.tensors)
+
+
+def test_changing_a_saved_tensor_in_place_is_noticed():
+    for k in range(len(Case().tensors)):
+        case = Case()
+        outputs = case.run()
+        with torch.no_grad():
+            case.tensors[k].mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            case.gradients(outputs)
+    case = Case()
+    outputs = case.run()
+    state = outputs[0] * 1
+    outputs[0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(state.sum(), case.tensors)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_hooks_on_saved_tensors_see_all_of_them(every):
+    case = Case(proj=2)
+    plain = case.gradients(case.run(checkpoint_every=every))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), lambda t: torch.from_numpy(t)):
+        outputs = case.run(checkpoint_every=every)
+    assert all(torch.equal(a, b) for a, b in zip(case.gradients(outputs), plain, strict=True))
+
+
+def test_equal_calls_give_equal_bits(product):
+    case = Case(dtype=torch.float32, D=2, layers=2)
+    first, second = case.run(), case.run()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(case.gradients(first), case.gradients(second), strict=True))
+
+
+def test_results_under_no_grad_can_be_trained_on():
+    case = Case(packed=True)
+    with torch.no_grad():
+        output, *state = case.run()
+    case.states = [tuple(state)]
+    outputs = case.run()
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(outputs[0].sum() + output.sum(), [case.input]))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_both_libraries_form_the_same_products(rows, monkeypatch):
+    torch.manual_seed(6)
+    x, w, b, dy = torch.randn(rows, 48), torch.randn(32, 48), torch.randn(32), torch.randn(rows, 32)
+    results = []
+    for threshold in (float("inf"), -1.0):
+        monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
+        monkeypatch.setattr(matmul, "_threshold", lambda threads, threshold=threshold: threshold)
+        outer = matmul.outer(dy)
+        results.append([matmul.linear(x, w), matmul.linear(x, w, b), outer(x), outer(x + 1), matmul.linear(dy, w.t())])
+        results[-1] += [matmul.repeated(rows, w)(x), matmul.repeated(rows, w, b)(x), matmul.repeated(rows, w.t())(dy)]
+    exact = [t.double() for t in (x @ w.t(), x @ w.t() + b, dy.t() @ x, dy.t() @ (x + 1), dy @ w)]
+    exact += [exact[0], exact[1], exact[4]]
+    for ours in results:
+        assert all(close(a.double(), e, 1e-6) for a, e in zip(ours, exact, strict=True))
+
+
+def test_the_threshold_is_measured_once_for_a_number_of_threads():
+    assert matmul._threshold(1) == matmul._threshold(1) > 0
+
+
+def test_serves_plain_tensors_of_torch_nn_s_equations():
+    def served(case):
+        return bptt.serves(case.equation, case.input, case.states, case.weights)
+
+    assert all(served(Case(mode, dtype=dtype)) for mode in MODES for dtype in (torch.float32, torch.float64))
+    assert served(Case(packed=True, proj=2, bias=False))
+    assert not any(served(Case(dtype=dtype)) for dtype in (torch.float16, torch.bfloat16, torch.complex64))
+    own = Case()
+    own.equation = Equation(lambda i, h, s: (s, ()), ("i",) * 4, ("h", "c"))
+    assert not served(own)
+    empty = Case()
+    empty.input = torch.empty(0, 4, 3, dtype=torch.float64)
+    assert not served(empty)
+    mixed = Case()
+    mixed.states = [tuple(s.float() for s in state) for state in mixed.states]
+    assert not served(mixed)
+
+
+def test_serves_nobody_who_looks_into_the_operations():
+    case = Case()
+    seen = []
+
+    def served():
+        seen.append(bptt.serves(case.equation, case.input, case.states, case.weights))
+        return seen[-1]
+
+    assert served()
+    with torch.autocast("cpu"):
+        assert not served()
+    with torch.autograd.forward_ad.dual_level():
+        assert not served()
+    torch.func.vmap(lambda x: served() or x)(torch.zeros(2))
+    torch.func.grad(lambda x: served() or x.sum())(torch.zeros(2))
+    torch.jit.trace(lambda x: x * (1 + served()), torch.zeros(2), check_trace=False)
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        assert not served()
+    assert not any(seen[1:])
+
+    class Subclass(Tensor):
+        pass
+
+    case.input = case.input.detach().as_subclass(Subclass)
+    assert not served()
