@@ -72,8 +72,7 @@ def _replace(
         model = copy.deepcopy(model)
     modules = dict(model.named_modules())
     built = {modules[name]: build(modules[name], kind) for name, kind in targets.items()}
-    parents: list[nn.Module] = [built.get(module, module) for module in modules.values()]
-    for parent in parents:
+    for parent in [*(module for module in modules.values() if module not in built), *built.values()]:
         for name, child in parent._modules.items():
             if child in built:
                 parent._modules[name] = built[child]
