@@ -78,10 +78,12 @@ class RNNCellBase(nn.Module):
         return state if len(state) > 1 else state[0]
 
     def check_hx(self, hx: Any) -> None:
+        """Raise ValueError unless hx, where given, has one or two dimensions."""
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"{self.name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
 
     def as_state(self, hx: Any, batched: bool) -> State:
+        """The state that hx gives, as the equation takes it."""
         return (hx,)
 
     def extra_repr(self) -> str:

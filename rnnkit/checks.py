@@ -47,6 +47,7 @@ def check_options(
 
 
 def autocasting(tensor: Tensor) -> bool:
+    """Whether autocast is on where `tensor` lives."""
     device = tensor.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 

@@ -394,5 +394,6 @@ class GRU(RNNBase):
 
 
 def refuse_projection(kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for a proj_size, which only an LSTM has."""
     if "proj_size" in kwargs:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
