@@ -362,6 +362,7 @@ def test_a_parametrized_weight_is_not_lost_in_silence(turn, source, target):
     assert type(model[0]).__name__ == "ParametrizedLSTM"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("subclasses", ["refuse", "keep", "convert"])
 def test_scripted_modules_are_refused(subclasses):
     model = nn.ModuleDict({"good": build(nn, "GRU"), "scripted": torch.jit.script(build(nn, "LSTM"))})
