@@ -13,7 +13,7 @@ import torch
 
 from . import report
 from .compare import Result
-from .contract import CLASSES, Answer, ask, contract
+from .contract import CLASSES, Answer, ask, contract, questions, shown
 from .engine import results
 from .faults import selftest
 from .grid import Case, grid, quick, select
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     with_contract = options.k in (None, "contract")
     cases = _cases(parser, options)
     if options.list:
-        print("\n".join(case.name for case in cases))
+        asked = [shown(name, question) for name, question in questions()] if options.k == "contract" else []
+        print("\n".join(asked or [case.name for case in cases]))
         return 0
     try:
         subject = load(options.subject)

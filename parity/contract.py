@@ -692,15 +692,20 @@ def questions() -> Iterator[tuple[str, str]]:
         yield from ((name, line) for line in dict.fromkeys(lines) if line)
 
 
+def shown(class_name: str, question: str) -> str:
+    """A question as a person would write it."""
+    return re.sub(r"\bC\(", class_name + "(", question.partition("  # excused: ")[0])
+
+
 def ask(subject: Any, reference: Any, class_name: str, question: str) -> Answer:
     theirs, ours = reply(reference, class_name, question), reply(subject, class_name, question)
-    shown, _, excuse = re.sub(r"\bC\(", class_name + "(", question).partition("  # excused: ")
+    _, _, excuse = question.partition("  # excused: ")
     agreement = Agreement.EXCUSED if excuse else Agreement.DIFFERENT
     if theirs.text == ours.text and _close(theirs.tensors, ours.tensors, exactly="|" not in question):
         agreement = Agreement.EQUAL
     elif KERNEL.search(theirs.text) and _exception_type(theirs.text) == _exception_type(ours.text):
         agreement = Agreement.TYPE_ONLY
-    return Answer(shown, agreement, *_first_difference(theirs, ours), excuse)
+    return Answer(shown(class_name, question), agreement, *_first_difference(theirs, ours), excuse)
 
 
 def _exception_type(text: str) -> str | None:

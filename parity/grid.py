@@ -60,7 +60,7 @@ class Case:
     @cached_property
     def name(self) -> str:
         parts = [self.kind, self.dtype, self.onednn and "onednn"]
-        parts += [not self.is_cell and f"layers{self.layers}", not self.bias and "nobias"]
+        parts += [not self.is_cell and f"layers{self.layers}", "bias" if self.bias else "nobias"]
         parts += [self.batch_first and "batch_first", self.bidirectional and "bidirectional"]
         parts += [self.dropout, self.form, self.hx and "hx", self.special]
         return "-".join(part for part in parts if part)
@@ -168,9 +168,10 @@ def quick(cases: list[Case], strength: int = 3) -> list[Case]:
 
 
 def select(cases: list[Case], expression: str) -> list[Case]:
-    """The cases whose name satisfies a pytest-like expression: substrings joined by `and`, `or`, `not`, parentheses.
+    """The cases whose name satisfies an expression: words joined by `and`, `or`, `not`, parentheses, as in pytest.
 
-    An expression that is exactly the name of a case selects that case alone. ValueError if it cannot be read.
+    A word matches where a part of the name begins with it: `packed` matches packed_unsorted, and `bias` doesn't match
+    nobias. An expression that is exactly the name of a case selects that case alone. ValueError if it can't be read.
     """
     exact = [case for case in cases if case.name == expression.strip()]
     if exact:
@@ -219,7 +220,8 @@ def parse(expression: str) -> Callable[[str], bool]:
                 raise ValueError(f"-k: a parenthesis is not closed in {expression!r}")
             take()
             return inner
-        return lambda text: token in text
+        word = re.compile(r"(?:^|[-_])" + re.escape(token))
+        return lambda text: word.search(text) is not None
 
     predicate = disjunction()
     if position < len(tokens):

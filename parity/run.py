@@ -21,12 +21,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from .grid import Case
 
 # (input_size, hidden_size, proj_size, batch, lengths): small, pairwise unequal where it helps, ragged where packed.
-SIZES = (
+Sizes = tuple[int, int, int, int, tuple[int, ...]]
+SIZES: tuple[Sizes, ...] = (
     (5, 4, 3, 3, (2, 5, 3)),
     (3, 7, 2, 4, (3, 1, 6, 3)),
     (6, 5, 4, 2, (1, 4)),
 )
-WIDE = (19, 37, 11, 5, (2, 9, 4, 9, 1))
+WIDE: Sizes = (19, 37, 11, 5, (2, 9, 4, 9, 1))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from parity.__main__ import main
 from parity.compare import Verdict, Yardstick, allowance, judge, relative_error
 from parity.contract import CLASSES, Agreement, contract, questions, reply
 from parity.grid import AXES, CELLS, DTYPES, KINDS, SPECIALS, Case, grid, parse, quick, select
+from parity.report import print_selftest
 from parity.run import Precision, draw, observe, same_bits
 
 GRID = grid()
@@ -191,7 +192,7 @@ def test_no_allowance_hides_a_hopeless_case():
 
 # The command line -----------------------------------------------------------------------------------------------------
 
-ONE = "LSTM-float64-layers1-unbatched-hx"
+ONE = "LSTM-float64-layers1-bias-unbatched-hx"
 
 
 def test_no_difference_exits_with_0(capsys):
@@ -259,9 +260,10 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
 
 def test_json_tells_every_verdict(tmp_path, broken_subject):
     file = tmp_path / "report.json"
-    main(["--subject", broken_subject, "-k", "LSTM-float64-layers1-unbatched", "--json", str(file)])
+    main(["--subject", broken_subject, "-k", "LSTM-float64-layers1-bias-unbatched", "--json", str(file)])
     (single,) = json.loads(file.read_text())["cases"].values()
-    main(["--subject", broken_subject, "-k", "float64-layers1-unbatched", "--seed", "3", "--json", str(file)])
+    expression = "float64 and layers1 and bias and unbatched"
+    main(["--subject", broken_subject, "-k", expression, "--seed", "3", "--json", str(file)])
     report = json.loads(file.read_text())
     cases = report["cases"]
     assert report["subject"] == broken_subject
@@ -270,15 +272,32 @@ def test_json_tells_every_verdict(tmp_path, broken_subject):
     assert report["environment"]["torch"] == torch.__version__
     counts = Counter(case["verdict"] for case in cases.values())
     assert report["counts"] == {name: counts[name] for name in ("bitwise", "rounding", "different")}
-    assert cases["GRU-float64-layers1-unbatched"] == {"verdict": "bitwise", "values": "bitwise", "differences": []}
+    assert cases["GRU-float64-layers1-bias-unbatched"] == {"verdict": "bitwise", "values": "bitwise", "differences": []}
     assert single["verdict"] == "different"
     (c_n,) = [difference for difference in single["differences"] if difference["name"] == "c_n"]
     assert c_n["error"] > 100 * c_n["allowed"] > 0
 
 
+@pytest.mark.parametrize(
+    ("found", "accused", "code"),
+    [(3, 0, 0), (0, 0, 1), (3, 1, 1)],
+    ids=["good", "a fault survives", "a control is accused"],
+)
+def test_the_selftest_fails_if_a_fault_survives_or_a_control_is_accused(found, accused, code, capsys):
+    control = next(iter(faults.CONTROLS))
+    trials = [faults.Trial(control, accused, 10, "grid", "", ""), faults.Trial("a fault", found, 10, "grid", "", "h_n")]
+    assert print_selftest(trials) == code
+    assert ("SURVIVES" in capsys.readouterr().out) is (found == 0)
+
+
 def test_list_prints_the_names_and_runs_nothing(capsys):
     assert main(["--list", "--quick"]) == 0
     assert capsys.readouterr().out.split() == [case.name for case in QUICK]
+
+
+def test_the_questions_of_the_contract_can_be_listed(capsys):
+    assert main(["--list", "-k", "contract"]) == 0
+    assert "GRUCell(3, 4) | x(2, 7)" in capsys.readouterr().out.splitlines()
 
 
 def test_ask_prints_both_answers(broken_subject, capsys):
@@ -287,7 +306,7 @@ def test_ask_prints_both_answers(broken_subject, capsys):
 
 
 def test_the_report_is_at_most_100_wide(capsys):
-    main(["--subject", "torch.nn", "-k", "layers1 and unbatched and not nobias"])
+    main(["--subject", "torch.nn", "-k", "layers1 and unbatched and bias"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
 
 
@@ -306,9 +325,14 @@ def test_the_report_is_at_most_100_wide(capsys):
         ("(gru or lstm) and proj", "gru-float64", False),
         ("not (gru or lstm)", "rnn-tanh", True),
         ("not not gru", "gru", True),
+        ("packed", "lstm-packed_unsorted", True),
+        ("unsorted", "lstm-packed_unsorted", True),
+        ("bias", "lstm-nobias", False),
+        ("batched", "lstm-unbatched", False),
+        ("float", "lstm-bfloat16", False),
     ],
 )
-def test_an_expression_selects_by_substrings(expression, text, matches):
+def test_an_expression_selects_by_the_beginnings_of_parts(expression, text, matches):
     assert parse(expression)(text) is matches
 
 
@@ -319,7 +343,7 @@ def test_an_expression_that_cannot_be_read_is_refused(expression):
 
 
 def test_a_full_name_selects_that_case_alone():
-    name = "LSTM-float64-layers1-unbatched"
+    name = "LSTM-float64-layers1-bias-unbatched"
     assert sum(name.lower() in case.name.lower() for case in GRID) > 1
     assert [case.name for case in select(GRID, name)] == [name]
 
