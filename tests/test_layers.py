@@ -35,7 +35,7 @@ import rnnkit
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
 LAYERS = ["RNN", "LSTM", "GRU"]
-OPTIONS = product(num_layers=[1, 2, 3], bias=[True, False], batch_first=[False, True], bidirectional=[False, True])
+OPTIONS = product(num_layers=[1, 3], bias=[True, False], batch_first=[False, True], bidirectional=[False, True])
 DEEP = {"num_layers": 2, "bidirectional": True}
 
 
