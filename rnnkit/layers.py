@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, graph, recurrence
-from .equations import EQUATIONS, Equation
+from . import bptt, checks, graph, recurrence
+from .equations import EQUATIONS, Equation, State
 from .recurrence import Weights
 
 
@@ -26,6 +26,13 @@ class RNNBase(nn.Module):
 
     The input has the weights' dtype, unless autocast is on. Raises ValueError or RuntimeError for a wrong number of
     dimensions, size or dtype, and TypeError for a state that is no tensor, in torch.nn's words, and computes nothing.
+
+    Two attributes say how it is computed. Set them on a module, on a class, or for all layers on RNNBase:
+
+    path              "fast": by hand, in place (bptt) where that serves, else as "readable": the definition, in plain
+                      torch operations (recurrence)
+    checkpoint_every  of the fast path: to save memory, keep the state of every so many steps and compute the rest again
+                      on the way back; None keeps all
     """
 
     __constants__ = [
@@ -39,6 +46,9 @@ class RNNBase(nn.Module):
         "bidirectional",
         "proj_size",
     ]
+
+    path: Literal["fast", "readable"] = "readable"
+    checkpoint_every: int | None = None
 
     mode: str
     input_size: int
@@ -118,15 +128,11 @@ class RNNBase(nn.Module):
         all_weights = self._fetch_weights()
         self._check(data, hx, batch_sizes, all_weights, N)
 
-        tracing = torch.compiler.is_compiling()
-        output, finals = (graph.stack if tracing else recurrence.stack)(
-            self.equation,
+        output, finals = self._stack(
             data.transpose(0, 1) if self.batch_first and not packed else data,
             list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False)),
             [Weights(**dict(zip(self._fields, weights, strict=True))) for weights in all_weights],
-            batch_sizes.tolist() if packed and not tracing else batch_sizes,
-            self.dropout if self.training else 0.0,
-            self.bidirectional,
+            batch_sizes,
         )
         h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
         if not packed and self._fused_by_autocast(data):
@@ -142,6 +148,19 @@ class RNNBase(nn.Module):
         if not batched:
             output, hx = output.squeeze(batch_dim), self._each(hx, lambda state: state.squeeze(1))
         return output, hx
+
+    def _stack(
+        self, input: Tensor, states: list[State], weights: list[Weights], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, list[State]]:
+        """The layers, by the graph's path under the compiler, else by the fast one where that is asked for and serves,
+        else by the readable one."""
+        options = self.dropout if self.training else 0.0, self.bidirectional
+        if torch.compiler.is_compiling():
+            return graph.stack(self.equation, input, states, weights, batch_sizes, *options)
+        sizes = None if batch_sizes is None else batch_sizes.tolist()
+        if self.path == "fast" and bptt.serves(self.equation, input, states, weights):
+            return bptt.stack(self.equation, input, states, weights, sizes, *options, self.checkpoint_every)
+        return recurrence.stack(self.equation, input, states, weights, sizes, *options)
 
     def _fused_by_autocast(self, data: Tensor) -> bool:
         """Whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
