@@ -7,6 +7,7 @@ Neither graph grows with the length.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ def stack(
 ) -> tuple[Tensor, list[State]]:
     """`recurrence.stack` for a graph, but that batch_sizes is a tensor: what it holds, the graph can't know.
 
+    Inside a transform of torch.func it is that loop itself, unrolled: the operator has a backward and no other rule.
     Raises NotImplementedError for an export of a packed input.
     """
     if torch.compiler.is_exporting():
@@ -44,6 +46,12 @@ def stack(
         unroll = recurrence.unroll if scan is None else scan_unroll
         return recurrence.stack(equation, input, states, weights, None, dropout, bidirectional, unroll)
 
+    if getattr(torch._C, "_are_functorch_transforms_active", bool)():
+        sizes = None if batch_sizes is None else batch_sizes.tolist()
+        return recurrence.stack(equation, input, states, weights, sizes, dropout, bidirectional)
+
+    device = input.device.type
+    autocast = torch.get_autocast_dtype(device) if checks.autocasting(input) else None
     mode = next(mode for mode, known in EQUATIONS.items() if known is equation)
     D = 2 if bidirectional else 1
     span = D if dropout else len(weights)  # dropout is drawn by the graph, between operators of one layer each
@@ -53,7 +61,7 @@ def stack(
             output = F.dropout(output, dropout)
         flat_states = [s for state in states[k : k + span] for s in state]
         flat_weights = [w for weight in weights[k : k + span] for w in weight if w is not None]
-        output, *flat_finals = _stack(mode, output, flat_states, flat_weights, batch_sizes, bidirectional)
+        output, *flat_finals = _stack(mode, output, flat_states, flat_weights, batch_sizes, bidirectional, autocast)
         finals += _grouped(flat_finals, len(equation.state))
     return output, finals
 
@@ -91,11 +99,12 @@ def _stack(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    autocast: torch.dtype | None,
 ) -> list[Tensor]:
     """Layers with no dropout between them. states, weights and what is returned, output and states, lie flat."""
     if batch_sizes is not None:
         checks.check_packed(input, batch_sizes)
-    output, *finals = _run(mode, input, states, weights, batch_sizes, bidirectional)
+    output, *finals = _run(mode, input, states, weights, batch_sizes, bidirectional, autocast)
     return [output.contiguous(), *(s.clone() for s in finals)]  # an operator returns nothing that it was given
 
 
@@ -107,9 +116,14 @@ def _(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    autocast: torch.dtype | None,
 ) -> list[Tensor]:
-    output = input.new_empty(*input.shape[:-1], states[0].size(-1) * (2 if bidirectional else 1))
-    return [output, *map(_like, states)]
+    shapes = [(*input.shape[:-1], states[0].size(-1) * (2 if bidirectional else 1)), *(s.shape for s in states)]
+    results = [input, *states]
+    if autocast is not None:  # what becomes of the dtypes, one step of one row tells
+        row = input.new_empty(1, 1, input.size(-1))
+        results = _run(mode, row, [s[:1] for s in states], weights, None, bidirectional, autocast)
+    return [input.new_empty(shape, dtype=y.dtype) for shape, y in zip(shapes, results, strict=True)]
 
 
 @torch.library.custom_op("rnnkit::stack_backward", mutates_args=())
@@ -121,6 +135,7 @@ def _stack_backward(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    autocast: torch.dtype | None,
     needed: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients of those of (input, *states, *weights) that are needed."""
@@ -129,7 +144,8 @@ def _stack_backward(
     def forward(*variables: Tensor) -> tuple[Tensor, ...]:
         given = iter(variables)
         input, *rest = [next(given) if need else tensor for need, tensor in zip(needed, tensors, strict=True)]
-        return tuple(_run(mode, input, rest[: len(states)], rest[len(states) :], batch_sizes, bidirectional))
+        states_, weights_ = rest[: len(states)], rest[len(states) :]
+        return tuple(_run(mode, input, states_, weights_, batch_sizes, bidirectional, autocast))
 
     # autograd proper is switched off inside an operator; that of torch.func is not
     variables = [tensor for need, tensor in zip(needed, tensors, strict=True) if need]
@@ -146,13 +162,18 @@ def _(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    autocast: torch.dtype | None,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    return [_like(tensor) for need, tensor in zip(needed, [input, *states, *weights], strict=True) if need]
+    return [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for need, tensor in zip(needed, [input, *states, *weights], strict=True)
+        if need
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.mode, input, states, weights, batch_sizes, ctx.bidirectional = inputs
+    ctx.mode, input, states, weights, batch_sizes, *ctx.options = inputs
     ctx.sizes = len(states), len(weights)
     ctx.save_for_backward(input, *states, *weights, batch_sizes)
 
@@ -162,9 +183,9 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     _, input_needed, states_needed, weights_needed, *_ = ctx.needs_input_grad
     needed = [input_needed, *states_needed, *weights_needed]
     input, states, weights = tensors[0], tensors[1 : 1 + ctx.sizes[0]], tensors[1 + ctx.sizes[0] :]
-    found = iter(_stack_backward(ctx.mode, grads, input, states, weights, batch_sizes, ctx.bidirectional, needed))
+    found = iter(_stack_backward(ctx.mode, grads, input, states, weights, batch_sizes, *ctx.options, needed))
     grad_input, *rest = [next(found) if need else None for need in needed]
-    return None, grad_input, rest[: ctx.sizes[0]], rest[ctx.sizes[0] :], None, None
+    return None, grad_input, rest[: ctx.sizes[0]], rest[ctx.sizes[0] :], None, None, None
 
 
 _stack.register_autograd(_backward, setup_context=_save)
@@ -177,18 +198,15 @@ def _run(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    autocast: torch.dtype | None,
 ) -> list[Tensor]:
     equation = EQUATIONS[mode]
     grouped = _grouped(states, len(equation.state))
-    output, finals = recurrence.stack(
-        equation,
-        input,
-        grouped,
-        [_weights(group) for group in _grouped(weights, len(weights) // len(grouped))],
-        None if batch_sizes is None else batch_sizes.tolist(),
-        0.0,
-        bidirectional,
-    )
+    listed = [_weights(group) for group in _grouped(weights, len(weights) // len(grouped))]
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    # The graph is run outside of the autocast region that it was traced in.
+    with nullcontext() if autocast is None else torch.autocast(input.device.type, autocast, cache_enabled=False):
+        output, finals = recurrence.stack(equation, input, grouped, listed, sizes, 0.0, bidirectional)
     return [output, *(s for final in finals for s in final)]
 
 
@@ -200,7 +218,3 @@ def _weights(tensors: Sequence[Tensor]) -> Weights:
     """Weights again of those that were not None: two without biases, four with, and one more with a projection."""
     b_ih, b_hh = tensors[2:4] if len(tensors) >= 4 else (None, None)
     return Weights(tensors[0], tensors[1], b_ih, b_hh, tensors[-1] if len(tensors) % 2 else None)
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)

@@ -12,6 +12,8 @@ from . import bptt, checks, graph, recurrence
 from .equations import EQUATIONS, Equation, State
 from .recurrence import Weights
 
+HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
 
 class RNNBase(nn.Module):
     """What the three layers share, which is everything but their constructors' signatures.
@@ -168,7 +170,7 @@ class RNNBase(nn.Module):
             self.mode == "LSTM"
             and data.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and HAS_ONEDNN
             and bool(torch.backends.mkldnn.enabled)
             and self.proj_size == 0
             and data.dtype == torch.float32
