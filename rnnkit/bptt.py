@@ -14,7 +14,7 @@ span: then what is kept is a state every so many steps, and one tape at a time.
 Packed rows are the general case: of S rows step t has sizes[t], and in a padded batch all sizes are N.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -98,7 +98,11 @@ class Direction:
         self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         self.spans = self.ordered(spans(sizes, checkpoint_every if self.rewrites else None))
-        self.N, self.cells = len(state[0]), weights.w_ih.size(0) // len(equation.gates)  # H_cell
+        self.N, self.cells = len(state[0]), weights.w_ih.size(-2) // len(equation.gates)  # H_cell
+
+        # hgates can be accumulated on the igates as they are formed, but not in ATen's order, and not by oneDNN.
+        w_hh = weights.w_hh
+        self.accumulates = w_hh.dtype == torch.float32 and not matmul.by_onednn(self.N, *w_hh.shape[-2:], w_hh.dtype)
 
     def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
         """What is in the order of time, in that of this direction; and the other way round."""
@@ -116,44 +120,53 @@ class Direction:
         carry = self.carry(tuple(s[:first] for s in self.state))
         for span in self.spans:
             state = tuple(s.clone() for s in carry.resize(self.ordered(span.sizes)[0])) if keep else ()
-            m, tape = self.run(span, carry, output[span.rows])
+            m, tape = self.run(span, carry, output[span.rows], keep)
             if keep:
                 kept.append(Kept(state, *((None, ()) if self.rewrites else (m, () if self.kernel.tapeless else tape))))
         return carry.whole(), kept
 
     def prepare(self) -> None:
         """What all spans share on their way forward."""
-        _, w_hh, b_ih, b_hh, w_hr = self.weights
-        # hgates can be accumulated on the igates as they are formed, but not in ATen's order, and not by oneDNN.
-        accumulate = self.input.dtype == torch.float32 and not matmul.by_onednn(self.N, *w_hh.shape, w_hh.dtype)
-        self.w_t = w_hh.t() if accumulate else None
-        self.bias = self.kernel.bias(b_ih, b_hh) if accumulate and b_ih is not None and b_hh is not None else b_ih
-        self.hgates = matmul.repeated(self.N, w_hh, b_hh)
-        self.project = matmul.repeated(self.N, w_hr) if w_hr is not None else None
-        self.arithmetic = arithmetic(self.input.dtype, self.N * self.cells)
+        w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
+        self.w_t = w_hh.t() if self.accumulates else None
+        self.bias = self.kernel.bias(b_ih, b_hh) if self.accumulates and b_ih is not None and b_hh is not None else b_ih
+        self.hgates = self.repeated(w_hh, b_hh)
+        self.project = self.repeated(w_hr) if w_hr is not None else None
+        self.arithmetic = arithmetic(w_hh.dtype, self.N * self.cells)
         # The bits of a product may depend on how many rows it has, so to be exact it has all of them, as ATen's.
         exact = self.arithmetic is EXACT and not self.rewrites
-        self.igates = matmul.linear(self.input, self.weights.w_ih, self.bias) if exact else None
+        self.all_igates = self.product(self.input, w_ih, self.bias) if exact else None
 
-    def run(self, span: Span, carry: Carry, output: Tensor) -> tuple[Tensor | None, Rows]:
+    def igates(self, span: Span) -> Tensor:
+        if self.all_igates is not None:
+            return self.all_igates[span.rows]
+        return self.product(self.input[span.rows], self.weights.w_ih, self.bias)
+
+    def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        w_ih, _, _, b_hh, _ = self.weights
-        whole, rows = self.igates, span.rows
-        igates = whole[rows] if whole is not None else matmul.linear(self.input[rows], w_ih, self.bias)
-        tape = self.kernel.tape(igates, b_hh)
-        m = output.new_empty(len(output), self.cells) if self.project else None
-        steps = iter(self.steps(span, output, output if m is None else m, *self.kernel.views(tape)))
-        with torch.inference_mode():  # nothing of it is new to autograd, and calls are cheaper
+        b_hh = self.weights.b_hh if self.accumulates else None
+        tape = self.kernel.tape(self.igates(span), b_hh, len(output) if keep else self.N)
+        m = output.new_empty(len(output), self.cells) if self.project else output
+        steps = iter(self.steps(span, output, m, *self.kernel.views(tape)))
+        with torch.inference_mode():  # nothing in the loop concerns autograd, and calls are cheaper without
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
                     carry.resize(n), islice(steps, stretch), self.hgates, self.w_t, self.project, self.arithmetic
                 )
-        return m, tape
+        return m if self.project else None, tape
 
     def steps(self, span: Span, *rows: Tensor) -> Sequence[tuple[Tensor, ...]]:
-        """For each step, in this direction's order, its part of these rows."""
-        return self.ordered(tuple(zip(*(r.split_with_sizes(span.sizes) for r in rows), strict=True)))
+        """For each step, in this direction's order, its part of these rows; of shorter ones the same for all steps."""
+        total = span.rows.stop - span.rows.start
+        parts: dict[int, Sequence[Tensor]] = {}
+        for r in rows:
+            if id(r) not in parts and len(r) == total:
+                parts[id(r)] = r.unsafe_split_with_sizes(span.sizes)  # type: ignore[no-untyped-call]
+            elif id(r) not in parts:
+                part = {n: r[:n] for n in set(span.sizes)}
+                parts[id(r)] = [part[n] for n in span.sizes]
+        return self.ordered(tuple(zip(*(parts[id(r)] for r in rows), strict=True)))
 
     def stretches(self, span: Span) -> list[tuple[int, int]]:
         """Numbers of rows, and how many steps on end have them, in this direction's order."""
@@ -161,6 +174,10 @@ class Direction:
 
     def before(self, span: Span, state: State, after: State) -> State:
         """The states before the steps of a span, in rows like those after them, from the one before them all."""
+        n = span.sizes[0]
+        if n == span.sizes[-1]:
+            pairs = zip(state, after, strict=True)
+            return tuple(torch.cat((rows[n:], s) if self.reverse else (s, rows[:-n])) for s, rows in pairs)
         carry, states = self.carry(state), []
         for n, s in zip(self.ordered(span.sizes), self.steps(span, *after), strict=True):
             states.append(carry.resize(n))
@@ -172,132 +189,258 @@ class Direction:
         output: Tensor,
         kept: list[Kept],
         grad_output: Tensor | None,
-        grad_state: State,
+        grad_finals: Sequence[Tensor | None],
         grad_input: Tensor | None,
         needed: Sequence[bool],
-    ) -> tuple[list[Tensor | None], State]:
+    ) -> list[Tensor | None]:
         """Write grad_input, or add to it if reverse. Return the gradients of the weights, where needed, and of the
         first state."""
-        kernel, weights = self.kernel, self.weights
         if self.rewrites:
             self.prepare()
-        product = matmul.repeated(self.N, weights.w_hh.t())
-        arrive: Callable[[Tensor, Any], Tensor]
-        if weights.w_hr is not None:
-            unproject = matmul.repeated(self.N, weights.w_hr.t())
-            arrive = lambda dh, dy: unproject(dy.add_(dh))  # noqa: E731
-        else:
-            arrive = lambda dh, dy: dh if dy is None else dh.add_(dy)  # noqa: E731
-
-        totals: list[Tensor | None] = [None] * len(weights)
+        self.prepare_back()
+        totals: list[Tensor | None] = [None] * len(Weights._fields)
+        grads = [torch.zeros_like(s) if g is None else g for s, g in zip(self.state, grad_finals, strict=True)]
         last = self.ordered(self.sizes)[-1]
-        carry = Carry(tuple(s[:last].clone() for s in grad_state), tuple(s[last:] for s in grad_state))
+        carry = Carry(tuple(g[:last].clone() for g in grads), tuple(g[last:] for g in grads))
         for span, (state, m, tape) in zip(reversed(self.spans), reversed(kept), strict=True):
-            h, input = output[span.rows], self.input[span.rows]
+            h = output[span.rows]
             if self.rewrites:
-                m, tape = self.run(span, self.carry(state), torch.empty_like(h))
+                m, tape = self.run(span, self.carry(state), torch.empty_like(h), keep=True)
             before = self.before(span, state, (h, *tape[-1:])[: len(state)])
-            derivatives = kernel.derivatives(tape, h if m is None else m, before)
+            derivatives = self.kernel.derivatives(tape, h if m is None else m, before)
             dh = grad_output[span.rows] if grad_output is not None else None
             if m is not None:
                 dh = torch.zeros_like(h) if dh is None else dh.clone()
-            views = self.steps(span, *(() if dh is None else (dh,)), *kernel.back_views(derivatives))
-            steps = iter(views[::-1] if dh is not None else [(None, *v) for v in views[::-1]])
-            for n, stretch in reversed(self.stretches(span)):
-                carry.state = kernel.backward(carry.resize(n), islice(steps, stretch), arrive, product)
+            self.run_back(span, carry, dh, derivatives)
 
-            digates, dhgates = kernel.gradients(derivatives)
+            digates, dhgates = self.kernel.gradients(derivatives)
             if grad_input is not None:
-                rows = grad_input[span.rows]
-                (rows.add_ if self.reverse else rows.copy_)(matmul.linear(digates, weights.w_ih.t()))
-            of_ih = of_hh = matmul.outer(digates)
-            if dhgates is not digates:
-                of_hh = matmul.outer(dhgates)
-            gradients = (
-                lambda: of_ih(input),
-                lambda: of_hh(before[0]),
-                lambda: digates.sum(0),
-                lambda: dhgates.sum(0),
-                lambda: matmul.outer(dh)(m),
-            )
-            for k, gradient in enumerate(gradients):
-                if needed[k]:
-                    total = totals[k]
-                    totals[k] = gradient() if total is None else total.add_(gradient())
-        return totals, carry.whole()
+                dx = self.product(digates, self.weights.w_ih.mT)
+                (grad_input[span.rows].add_ if self.reverse else grad_input[span.rows].copy_)(dx)
+            factors = ((digates, self.input[span.rows]), (dhgates, before[0]), (digates, None), (dhgates, None), (dh, m))
+            for k, grad in self.weight_gradients(factors, needed):
+                total = totals[k]
+                totals[k] = grad if total is None else total.add_(grad)
+        return [*totals, *carry.whole()]
+
+    def prepare_back(self) -> None:
+        """What all spans share on their way back."""
+        _, w_hh, _, _, w_hr = self.weights
+        self.dhgates_to_dh = self.repeated(w_hh.mT)
+        if w_hr is None:
+            self.arrive: Callable[..., Tensor] = lambda dh, dy: dh if dy is None else dh.add_(dy)
+        else:
+            unproject = self.repeated(w_hr.mT)
+            self.arrive = lambda dh, dy: unproject(dy.add_(dh))
+
+    def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
+        """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
+        dh is that of the output; if the output was projected, what arrives by the state is added to it."""
+        steps = self.steps(span, *(() if dh is None else (dh,)), *self.kernel.back_views(derivatives))[::-1]
+        back = iter(steps if dh is not None else [(None, *views) for views in steps])
+        with torch.inference_mode():
+            for n, stretch in reversed(self.stretches(span)):
+                carry.state = self.kernel.backward(
+                    carry.resize(n), islice(back, stretch), self.arrive, self.dhgates_to_dh
+                )
+
+    def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """rows @ w.T + b."""
+        return matmul.linear(rows, w, b)
+
+    def repeated(self, w: Tensor, b: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The same, for the rows of a step."""
+        return matmul.repeated(self.N, w, b)
+
+    def weight_gradients(self, factors: Any, needed: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
+        """dy.T @ x, or without x the sum of dy, for those factors (dy, x) that are needed, with their places."""
+        outer = {id(dy): matmul.outer(dy) for dy, x in factors if x is not None}  # one for both if dy is the same
+        for k, (dy, x) in enumerate(factors):
+            if needed[k]:
+                yield k, dy.sum(0) if x is None else outer[id(dy)](x)
+
+
+class Both(Direction):
+    """Both directions of one layer at once, over a padded batch: half the calls, for sizes where those are what counts.
+
+    The steps of the reverse direction are N more rows, in the order in which it takes them: rows are (L*2*N, F).
+    Weights are stacked, and products are batched over the two halves of each step.
+    """
+
+    def __init__(
+        self,
+        equation: Equation,
+        input: Tensor,
+        sizes: list[int],
+        states: Sequence[State],
+        weights: Sequence[Weights],
+        checkpoint_every: int | None,
+    ) -> None:
+        self.L, self.half = len(sizes), sizes[0]
+        rows, state = self.as_rows(torch.cat((input, input), 1)), tuple(map(torch.cat, zip(*states, strict=True)))
+        stacked = Weights(*(None if pair[0] is None else torch.stack(pair) for pair in zip(*weights, strict=True)))
+        super().__init__(equation, rows, [2 * n for n in sizes], state, stacked, False, checkpoint_every)
+        self.accumulates = False
+
+    @staticmethod
+    def pays(sizes: list[int], weights: Sequence[Weights]) -> bool:
+        w_hh, N = weights[0].w_hh, sizes[0]
+        return (
+            len(weights) == 2
+            and sizes[-1] == N
+            and w_hh.dtype == torch.float32
+            and N * w_hh.size(0) < 2**13
+            and not matmul.by_onednn(N, *w_hh.shape, w_hh.dtype)
+        )
+
+    def as_rows(self, output: Tensor) -> Tensor:
+        """Both directions' columns of (L*N, 2*F), as rows."""
+        forward, reverse = output.unflatten(0, (self.L, self.half)).chunk(2, -1)
+        return torch.stack((forward, reverse.flip(0)), 1).flatten(0, 2)
+
+    def as_columns(self, rows: Tensor) -> Tensor:
+        """The other way round."""
+        forward, reverse = rows.unflatten(0, (self.L, 2, self.half)).unbind(1)
+        return torch.cat((forward, reverse.flip(0)), -1).flatten(0, 1)
+
+    def halves(self, rows: Tensor) -> Tensor:
+        """(k*2*N, F) as (2, k*N, F)."""
+        return rows.unflatten(0, (-1, 2, self.half)).transpose(0, 1).flatten(1, 2)
+
+    def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        halves = self.halves(rows)
+        y = halves @ w.mT if b is None else torch.baddbmm(b.unsqueeze(1), halves, w.mT)
+        return y.unflatten(1, (-1, self.half)).transpose(0, 1).flatten(0, 2)
+
+    def repeated(self, w: Tensor, b: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        w_t, bias, shape = w.mT, None if b is None else b.unsqueeze(1), (2, self.half, -1)
+        if bias is None:
+            return lambda x: torch.bmm(x.view(shape), w_t).flatten(0, 1)
+        return lambda x: torch.baddbmm(bias, x.view(shape), w_t).flatten(0, 1)
+
+    def weight_gradients(self, factors: Any, needed: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
+        for k, (dy, x) in enumerate(factors):
+            if needed[k]:
+                yield k, self.halves(dy).sum(1) if x is None else self.halves(dy).mT @ self.halves(x)
+
+    def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
+        rows = output.new_empty(2 * len(output), output.size(1) // 2)
+        state, kept = super().forward(rows, keep)
+        output.copy_(self.as_columns(rows))
+        halves = zip(*(s.chunk(2) for s in state), strict=True)
+        return tuple(s.clone() for half in halves for s in half), kept
+
+    def backward(
+        self,
+        output: Tensor,
+        kept: list[Kept],
+        grad_output: Tensor | None,
+        grad_finals: Sequence[Tensor | None],
+        grad_input: Tensor | None,
+        needed: Sequence[bool],
+    ) -> list[Tensor | None]:
+        S, width = len(self.state), len(needed) // 2
+        given = zip(grad_finals, 2 * self.state, strict=True)
+        finals = [torch.zeros_like(s[: self.half]) if g is None else g for g, s in given]
+        rows = torch.empty_like(self.input) if grad_input is not None else None
+        stacked = super().backward(
+            self.as_rows(output),
+            kept,
+            None if grad_output is None else self.as_rows(grad_output),
+            [torch.cat(pair) for pair in zip(finals[:S], finals[S:], strict=True)],
+            rows,
+            [forward or reverse for forward, reverse in zip(needed[:width], needed[width:], strict=True)],
+        )
+        if grad_input is not None and rows is not None:
+            torch.add(*self.as_columns(rows).chunk(2, 1), out=grad_input)
+        pairs = [(None, None) if g is None else g.chunk(2) for g in stacked]
+        weights = range(len(Weights._fields))
+        grads = [g if g is None else g[0] if k in weights else g for half in zip(*pairs, strict=True) for k, g in enumerate(half)]
+        return [g.clone() if g is not None and need else None for g, need in zip(grads, needed, strict=True)]
 
 
 class Layer(Function):
     """All directions of one layer. `tensors` are, for each direction, its Weights and then its state."""
 
     @staticmethod
-    def directions(equation: Equation, sizes: list[int], every: int | None, input: Tensor, tensors: Any) -> list[Direction]:
-        width = len(Weights._fields) + len(equation.state)
-        parts = [tensors[k : k + width] for k in range(0, len(tensors), width)]
-        return [
-            Direction(equation, input, sizes, tuple(part[5:]), Weights(*part[:5]), reverse, every)
-            for part, reverse in zip(parts, (False, True))
-        ]
+    def grouped(equation: Equation, tensors: Sequence[Any]) -> tuple[list[State], list[Weights]]:
+        fields = len(Weights._fields)
+        width = fields + len(equation.state)
+        groups = [tensors[k : k + width] for k in range(0, len(tensors), width)]
+        return [tuple(group[fields:]) for group in groups], [Weights(*group[:fields]) for group in groups]
 
     @staticmethod
-    def run(directions: Sequence[Direction], keep: bool) -> tuple[Tensor, list[Tensor], list[list[Kept]]]:
-        """The output (S, D*H_out), the states after the last step, and what the way back needs of each direction."""
-        input, H_out = directions[0].input, directions[0].state[0].size(1)
-        output = input.new_empty(len(input), len(directions) * H_out)
-        finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, output.split(H_out, 1), strict=True)))
-        return output, [s for state in finals for s in state], list(kept)
+    def directions(
+        equation: Equation, sizes: list[int], every: int | None, both: bool, input: Tensor, tensors: Sequence[Any]
+    ) -> list[Direction]:
+        states, weights = Layer.grouped(equation, tensors)
+        if both:
+            return [Both(equation, input, sizes, states, weights, every)]
+        each = zip(states, weights, (False, True), strict=False)
+        return [Direction(equation, input, sizes, state, weight, reverse, every) for state, weight, reverse in each]
 
     @staticmethod
-    def forward(ctx: Any, equation: Equation, sizes: list[int], every: int | None, input: Tensor, *tensors: Any) -> Any:
-        output, finals, kept = Layer.run(Layer.directions(equation, sizes, every, input, tensors), keep=True)
+    def run(directions: list[Direction], output: Tensor, keep: bool) -> tuple[list[Tensor], list[list[Kept]]]:
+        """Write the output. Return the states after the last step, and of each direction what the way back needs."""
+        columns = output.chunk(len(directions), 1)
+        finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, columns, strict=True)), strict=True)
+        return [s for state in finals for s in state], list(kept)
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *options, input = arguments[:5]
+        tensors = arguments[5:]
+        output = Layer.output(*arguments)
+        finals, kept = Layer.run(Layer.directions(*options, input, tensors), output, keep=True)
         ctx.set_materialize_grads(False)
-        ctx.options = equation, sizes, every
+        ctx.options, ctx.count = options, len(tensors)
         ctx.form = [[(len(k.state), len(k.tape)) for k in spans] for spans in kept]
         flat = [t for spans in kept for state, m, tape in spans for t in (*state, m, *tape)]
         ctx.save_for_backward(input, output, *tensors, *flat)
-        ctx.count, ctx.H_out = len(tensors), output.size(1) // len(kept)
         return output, *finals
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        equation, sizes, every = ctx.options
         input, output, *saved = ctx.saved_tensors
         tensors, flat = saved[: ctx.count], iter(saved[ctx.count :])
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():  # which it is in here only if these gradients are to be differentiated, too
-            return None, None, None, *differentiate(equation, sizes, grads, needed, (input, *tensors))
-        grad_input = torch.empty_like(input) if needed[0] else None
-        result: list[Tensor | None] = []
+            return None, None, None, None, *differentiate(ctx.options, grads, needed, (input, *tensors))
         grad_output, *grad_finals = grads
-        needs, finals = iter(needed[1:]), iter(grad_finals)
-        directions = Layer.directions(equation, sizes, every, input, tensors)
+        grad_input = torch.empty_like(input) if needed[0] else None
+        directions = Layer.directions(*ctx.options, input, tensors)
+        D = len(directions)
+        columns = [None] * D if grad_output is None else grad_output.chunk(D, 1)
+        width, finals = len(tensors) // D, len(grad_finals) // D
+        result: list[Tensor | None] = []
         for d, (direction, form) in enumerate(zip(directions, ctx.form, strict=True)):
-            half = slice(d * ctx.H_out, (d + 1) * ctx.H_out)
-            kept = [Kept(tuple(islice(flat, s)), next(flat), tuple(islice(flat, t))) for s, t in form]
-            given = [torch.zeros_like(s) if g is None else g for s, g in zip(direction.state, finals)]
-            grad_weights, grad_state = direction.backward(
-                output[:, half],
-                kept,
-                None if grad_output is None else grad_output[:, half],
-                tuple(given),
+            result += direction.backward(
+                output.chunk(D, 1)[d],
+                [Kept(tuple(islice(flat, s)), next(flat), tuple(islice(flat, t))) for s, t in form],
+                columns[d],
+                grad_finals[d * finals : (d + 1) * finals],
                 grad_input,
-                list(islice(needs, len(direction.weights))),
+                needed[1 + d * width : 1 + (d + 1) * width],
             )
-            needs = islice(needs, len(given), None)
-            result += [*grad_weights, *grad_state]
-        return None, None, None, grad_input, *result
+        return None, None, None, None, grad_input, *result
+
+    @staticmethod
+    def output(equation: Equation, sizes: list[int], every: int | None, both: bool, input: Tensor, *tensors: Any) -> Tensor:
+        """Memory for it, (S, D*H_out)."""
+        states, _ = Layer.grouped(equation, tensors)
+        return input.new_empty(len(input), sum(state[0].size(1) for state in states))
 
 
 def differentiate(
-    equation: Equation, sizes: list[int], grads: Sequence[Tensor | None], needed: Sequence[bool], tensors: Sequence[Any]
+    options: Sequence[Any], grads: Sequence[Tensor | None], needed: Sequence[bool], tensors: Sequence[Any]
 ) -> list[Tensor | None]:
     """What Layer.backward returns for `tensors`, by the readable path, so that it can be differentiated again."""
+    equation, sizes, *_ = options
     with torch.enable_grad():
         # Each an alias of its own, so that a tensor given twice has two gradients.
-        input, *parts = aliases = [None if t is None else t.view_as(t) for t in tensors]
-        directions = Layer.directions(equation, sizes, None, input, parts)
-        weights, states = [d.weights for d in directions], [d.state for d in directions]
-        output, finals = recurrence.layer(equation, input, states, weights, sizes)
+        aliases: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
+        states, weights = Layer.grouped(equation, aliases[1:])
+        output, finals = recurrence.layer(equation, aliases[0], states, weights, sizes)
         results = (output, *(s for state in finals for s in state))
     given = [(y, g) for y, g in zip(results, grads, strict=True) if g is not None and y.requires_grad]
     wanted = [k for k, need in enumerate(needed) if need]
@@ -317,10 +460,10 @@ def stack(
     bidirectional: bool,
     checkpoint_every: int | None = None,
 ) -> tuple[Tensor, list[State]]:
-    """recurrence.stack by this path; arguments as there, and only those that `serves` accepts.
+    """recurrence.stack by this path. Arguments and results are as there; `serves` says which arguments it is for.
 
-    checkpoint_every  the number of steps between the states that are kept for the way back; None keeps all that it
-                      needs. The gradients are the same, the memory is less by a factor of ..., the time more by a third
+    checkpoint_every  None keeps for the way back what the derivatives need, for an LSTM six numbers a step and unit.
+                      A number k keeps a state every k steps instead, and takes all steps but the last once more.
     """
     L = len(input)
     sizes = list(batch_sizes) if batch_sizes is not None else [input.size(1)] * L
@@ -332,14 +475,15 @@ def stack(
             output = F.dropout(output, dropout)
         pairs = zip(weights[k : k + D], states[k : k + D], strict=True)
         tensors = [t for weight, state in pairs for t in (*weight, *state)]
-        arguments = (equation, sizes, checkpoint_every, output)
+        options = equation, sizes, checkpoint_every, Both.pays(sizes, weights[k : k + D])
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
-            output, *flat = Layer.apply(*arguments, *tensors)
+            output, *flat = Layer.apply(*options, output, *tensors)  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
-                output, flat, _ = Layer.run(Layer.directions(*arguments, tensors), keep=False)
+                directions, output = Layer.directions(*options, output, tensors), Layer.output(*options, output, *tensors)
+                flat, _ = Layer.run(directions, output, keep=False)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
-    return output if batch_sizes is not None else output.unflatten(0, (L, -1)), finals
+    return output if batch_sizes is not None else output.unflatten(0, (L, -1)), finals  # type: ignore[no-untyped-call]
 
 
 _TYPES = (Tensor, Parameter)

@@ -85,8 +85,9 @@ class Kernel(Protocol):
         """What to add to igates, where hgates are accumulated on them without b_hh and `tape` sees to the rest."""
         ...
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
-        """a, made of the igates (rows, G*H), and more; c' last, if there is one."""
+    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+        """a, made of the igates (S, G*H), and more; c' last, if there is one. What one step writes for itself alone
+        has so many rows: all S where the derivatives are to see it."""
         ...
 
     def views(self, tape: Rows) -> Rows:
@@ -137,7 +138,7 @@ class RNN(Summed):
     def __init__(self, relu: bool) -> None:
         self.relu = relu
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
+    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         return (igates,)
 
     def views(self, tape: Rows) -> Rows:
@@ -183,8 +184,8 @@ class LSTM(Summed):
 
     tapeless = False
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
-        g, c_next = igates.new_empty(2, len(igates), igates.size(1) // 4)
+    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+        g, c_next = igates.new_empty(2, rows, igates.size(1) // 4)
         return igates, g, c_next
 
     def views(self, tape: Rows) -> Rows:
@@ -254,7 +255,7 @@ class GRU:
         rz = len(b_ih) // 3 * 2
         return torch.cat((b_ih[:rz] + b_hh[:rz], b_ih[rz:]))
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None) -> Rows:
+    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         n_i = igates.chunk(3, 1)[2]
         n, n_h = n_i.clone(), n_i
         n_h.copy_(b_hh.chunk(3)[2]) if b_hh is not None else n_h.zero_()

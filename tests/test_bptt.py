@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rnnkit import bptt, kernels, matmul, recurrence
 from rnnkit.equations import EQUATIONS, Equation
@@ -458,7 +459,7 @@ def test_serves_nobody_who_looks_into_the_operations():
     torch.func.vmap(lambda x: served() or x)(torch.zeros(2))
     torch.func.grad(lambda x: served() or x.sum())(torch.zeros(2))
     torch.jit.trace(lambda x: x * (1 + served()), torch.zeros(2), check_trace=False)
-    with torch.utils.flop_counter.FlopCounterMode(display=False):
+    with FlopCounterMode(display=False):
         assert not served()
     assert not any(seen[1:])
 
