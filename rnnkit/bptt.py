@@ -14,7 +14,7 @@ span: then what is kept is a state every so many steps, and one tape at a time.
 Packed rows are the general case: of S rows step t has sizes[t], and in a padded batch all sizes are N.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from . import matmul, recurrence
 from .equations import Equation, State
-from .kernels import EXACT, KERNELS, Rows, arithmetic
+from .kernels import EXACT, KERNELS, Accumulate, Arrive, Product, Rows, arithmetic
 from .recurrence import Weights
 
 ROWS = 256  # of a span: its products run at nearly full rate, its sums stay short and its tape in the cache
@@ -102,7 +102,7 @@ class Direction:
 
         # hgates can be accumulated on the igates as they are formed, but not in ATen's order, and not by oneDNN.
         w_hh = weights.w_hh
-        self.accumulates = w_hh.dtype == torch.float32 and not matmul.by_onednn(self.N, *w_hh.shape[-2:], w_hh.dtype)
+        self.accumulates = w_hh.dtype == torch.float32 and not matmul.by_onednn(self.N, w_hh.shape, w_hh.dtype)
 
     def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
         """What is in the order of time, in that of this direction; and the other way round."""
@@ -128,7 +128,7 @@ class Direction:
     def prepare(self) -> None:
         """What all spans share on their way forward."""
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
-        self.w_t = w_hh.t() if self.accumulates else None
+        self.adds = self.accumulate(w_hh) if self.accumulates else None
         self.bias = self.kernel.bias(b_ih, b_hh) if self.accumulates and b_ih is not None and b_hh is not None else b_ih
         self.hgates = self.repeated(w_hh, b_hh)
         self.project = self.repeated(w_hr) if w_hr is not None else None
@@ -145,14 +145,13 @@ class Direction:
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        b_hh = self.weights.b_hh if self.accumulates else None
-        tape = self.kernel.tape(self.igates(span), b_hh, len(output) if keep else self.N)
-        m = output.new_empty(len(output), self.cells) if self.project else output
+        tape = self.kernel.tape(self.igates(span), self.biases(span), len(output) if keep else self.N)
+        m = output.new_empty(*output.shape[:-1], self.cells) if self.project else output
         steps = iter(self.steps(span, output, m, *self.kernel.views(tape)))
         with torch.inference_mode():  # nothing in the loop concerns autograd, and calls are cheaper without
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
-                    carry.resize(n), islice(steps, stretch), self.hgates, self.w_t, self.project, self.arithmetic
+                    carry.resize(n), islice(steps, stretch), self.hgates, self.adds, self.project, self.arithmetic
                 )
         return m if self.project else None, tape
 
@@ -162,7 +161,7 @@ class Direction:
         parts: dict[int, Sequence[Tensor]] = {}
         for r in rows:
             if id(r) not in parts and len(r) == total:
-                parts[id(r)] = r.unsafe_split_with_sizes(span.sizes)  # type: ignore[no-untyped-call]
+                parts[id(r)] = r.unsafe_split_with_sizes(span.sizes)
             elif id(r) not in parts:
                 part = {n: r[:n] for n in set(span.sizes)}
                 parts[id(r)] = [part[n] for n in span.sizes]
@@ -217,7 +216,13 @@ class Direction:
             if grad_input is not None:
                 dx = self.product(digates, self.weights.w_ih.mT)
                 (grad_input[span.rows].add_ if self.reverse else grad_input[span.rows].copy_)(dx)
-            factors = ((digates, self.input[span.rows]), (dhgates, before[0]), (digates, None), (dhgates, None), (dh, m))
+            factors = (
+                (digates, self.input[span.rows]),
+                (dhgates, before[0]),
+                (digates, None),
+                (dhgates, None),
+                (dh, m),
+            )
             for k, grad in self.weight_gradients(factors, needed):
                 total = totals[k]
                 totals[k] = grad if total is None else total.add_(grad)
@@ -228,10 +233,10 @@ class Direction:
         _, w_hh, _, _, w_hr = self.weights
         self.dhgates_to_dh = self.repeated(w_hh.mT)
         if w_hr is None:
-            self.arrive: Callable[..., Tensor] = lambda dh, dy: dh if dy is None else dh.add_(dy)
+            self.arrive: Arrive = lambda dh, dy: dh if dy is None else dh.add_(dy)
         else:
             unproject = self.repeated(w_hr.mT)
-            self.arrive = lambda dh, dy: unproject(dy.add_(dh))
+            self.arrive = lambda dh, dy: unproject(dh if dy is None else dy.add_(dh))
 
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
         """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
@@ -244,11 +249,20 @@ class Direction:
                     carry.resize(n), islice(back, stretch), self.arrive, self.dhgates_to_dh
                 )
 
+    def biases(self, span: Span) -> Tensor | None:
+        """b_hh, for the rows of a span."""
+        return self.weights.b_hh
+
+    def accumulate(self, w: Tensor) -> Accumulate:
+        """a += h @ w.T, for the rows of a step."""
+        w_t = w.t()
+        return lambda a, h: a.addmm_(h, w_t)
+
     def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         """rows @ w.T + b."""
         return matmul.linear(rows, w, b)
 
-    def repeated(self, w: Tensor, b: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    def repeated(self, w: Tensor, b: Tensor | None = None) -> Product:
         """The same, for the rows of a step."""
         return matmul.repeated(self.N, w, b)
 
@@ -263,8 +277,8 @@ class Direction:
 class Both(Direction):
     """Both directions of one layer at once, over a padded batch: half the calls, for sizes where those are what counts.
 
-    The steps of the reverse direction are N more rows, in the order in which it takes them: rows are (L*2*N, F).
-    Weights are stacked, and products are batched over the two halves of each step.
+    A row is now a direction's N vectors of a step, (N, F), and a step has two rows: the forward direction's, and the
+    one that the reverse direction takes at the same time. Weights are stacked, and products are batched over the two.
     """
 
     def __init__(
@@ -276,11 +290,11 @@ class Both(Direction):
         weights: Sequence[Weights],
         checkpoint_every: int | None,
     ) -> None:
-        self.L, self.half = len(sizes), sizes[0]
-        rows, state = self.as_rows(torch.cat((input, input), 1)), tuple(map(torch.cat, zip(*states, strict=True)))
-        stacked = Weights(*(None if pair[0] is None else torch.stack(pair) for pair in zip(*weights, strict=True)))
-        super().__init__(equation, rows, [2 * n for n in sizes], state, stacked, False, checkpoint_every)
-        self.accumulates = False
+        self.shape = len(sizes), sizes[0]
+        rows, state = self.as_rows(torch.cat((input, input), 1)), tuple(map(torch.stack, zip(*states, strict=True)))
+        pairs: Any = zip(*weights, strict=True)
+        stacked = Weights(*(None if pair[0] is None else torch.stack(pair) for pair in pairs))
+        super().__init__(equation, rows, [2] * len(sizes), state, stacked, False, checkpoint_every)
 
     @staticmethod
     def pays(sizes: list[int], weights: Sequence[Weights]) -> bool:
@@ -290,33 +304,39 @@ class Both(Direction):
             and sizes[-1] == N
             and w_hh.dtype == torch.float32
             and N * w_hh.size(0) < 2**13
-            and not matmul.by_onednn(N, *w_hh.shape, w_hh.dtype)
+            and not matmul.by_onednn(N, w_hh.shape, w_hh.dtype)
         )
 
-    def as_rows(self, output: Tensor) -> Tensor:
-        """Both directions' columns of (L*N, 2*F), as rows."""
-        forward, reverse = output.unflatten(0, (self.L, self.half)).chunk(2, -1)
-        return torch.stack((forward, reverse.flip(0)), 1).flatten(0, 2)
+    def as_rows(self, columns: Tensor) -> Tensor:
+        """(L*N, 2*F), the directions side by side, as rows (L*2, N, F)."""
+        forward, reverse = columns.reshape(*self.shape, -1).chunk(2, -1)
+        return torch.stack((forward, reverse.flip(0)), 1).flatten(0, 1)
 
     def as_columns(self, rows: Tensor) -> Tensor:
         """The other way round."""
-        forward, reverse = rows.unflatten(0, (self.L, 2, self.half)).unbind(1)
+        forward, reverse = rows.view(-1, 2, *rows.shape[1:]).unbind(1)
         return torch.cat((forward, reverse.flip(0)), -1).flatten(0, 1)
 
     def halves(self, rows: Tensor) -> Tensor:
-        """(k*2*N, F) as (2, k*N, F)."""
-        return rows.unflatten(0, (-1, 2, self.half)).transpose(0, 1).flatten(1, 2)
+        """(k*2, N, F) as (2, k*N, F)."""
+        return rows.view(-1, 2, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+    def biases(self, span: Span) -> Tensor | None:
+        b_hh = self.weights.b_hh
+        return None if b_hh is None else b_hh.unsqueeze(1).repeat(len(span.sizes), 1, 1)
+
+    def accumulate(self, w: Tensor) -> Accumulate:
+        w_t = w.mT.contiguous()
+        return lambda a, h: a.baddbmm_(h, w_t)
 
     def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         halves = self.halves(rows)
-        y = halves @ w.mT if b is None else torch.baddbmm(b.unsqueeze(1), halves, w.mT)
-        return y.unflatten(1, (-1, self.half)).transpose(0, 1).flatten(0, 2)
+        y = torch.bmm(halves, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), halves, w.mT)
+        return y.view(2, -1, self.shape[1], y.size(-1)).transpose(0, 1).flatten(0, 1)
 
-    def repeated(self, w: Tensor, b: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        w_t, bias, shape = w.mT, None if b is None else b.unsqueeze(1), (2, self.half, -1)
-        if bias is None:
-            return lambda x: torch.bmm(x.view(shape), w_t).flatten(0, 1)
-        return lambda x: torch.baddbmm(bias, x.view(shape), w_t).flatten(0, 1)
+    def repeated(self, w: Tensor, b: Tensor | None = None) -> Product:
+        w_t = w.mT
+        return lambda x: torch.bmm(x, w_t)
 
     def weight_gradients(self, factors: Any, needed: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
         for k, (dy, x) in enumerate(factors):
@@ -324,10 +344,10 @@ class Both(Direction):
                 yield k, self.halves(dy).sum(1) if x is None else self.halves(dy).mT @ self.halves(x)
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
-        rows = output.new_empty(2 * len(output), output.size(1) // 2)
+        rows = output.new_empty(2 * self.shape[0], self.shape[1], output.size(1) // 2)
         state, kept = super().forward(rows, keep)
         output.copy_(self.as_columns(rows))
-        halves = zip(*(s.chunk(2) for s in state), strict=True)
+        halves = zip(*(s.unbind(0) for s in state), strict=True)
         return tuple(s.clone() for half in halves for s in half), kept
 
     def backward(
@@ -341,22 +361,30 @@ class Both(Direction):
     ) -> list[Tensor | None]:
         S, width = len(self.state), len(needed) // 2
         given = zip(grad_finals, 2 * self.state, strict=True)
-        finals = [torch.zeros_like(s[: self.half]) if g is None else g for g, s in given]
+        finals = [torch.zeros_like(s[0]) if g is None else g for g, s in given]
         rows = torch.empty_like(self.input) if grad_input is not None else None
         stacked = super().backward(
             self.as_rows(output),
             kept,
             None if grad_output is None else self.as_rows(grad_output),
-            [torch.cat(pair) for pair in zip(finals[:S], finals[S:], strict=True)],
+            [torch.stack(pair) for pair in zip(finals[:S], finals[S:], strict=True)],
             rows,
             [forward or reverse for forward, reverse in zip(needed[:width], needed[width:], strict=True)],
         )
         if grad_input is not None and rows is not None:
             torch.add(*self.as_columns(rows).chunk(2, 1), out=grad_input)
-        pairs = [(None, None) if g is None else g.chunk(2) for g in stacked]
-        weights = range(len(Weights._fields))
-        grads = [g if g is None else g[0] if k in weights else g for half in zip(*pairs, strict=True) for k, g in enumerate(half)]
+        pairs = ((None, None) if g is None else g.unbind(0) for g in stacked)
+        grads = (g for half in zip(*pairs, strict=True) for g in half)
         return [g.clone() if g is not None and need else None for g, need in zip(grads, needed, strict=True)]
+
+
+class Options(NamedTuple):
+    """Of a layer, beside its tensors."""
+
+    equation: Equation
+    sizes: list[int]
+    checkpoint_every: int | None
+    both: bool
 
 
 class Layer(Function):
@@ -370,9 +398,8 @@ class Layer(Function):
         return [tuple(group[fields:]) for group in groups], [Weights(*group[:fields]) for group in groups]
 
     @staticmethod
-    def directions(
-        equation: Equation, sizes: list[int], every: int | None, both: bool, input: Tensor, tensors: Sequence[Any]
-    ) -> list[Direction]:
+    def directions(options: Options, input: Tensor, tensors: Sequence[Any]) -> list[Direction]:
+        equation, sizes, every, both = options
         states, weights = Layer.grouped(equation, tensors)
         if both:
             return [Both(equation, input, sizes, states, weights, every)]
@@ -380,18 +407,20 @@ class Layer(Function):
         return [Direction(equation, input, sizes, state, weight, reverse, every) for state, weight, reverse in each]
 
     @staticmethod
-    def run(directions: list[Direction], output: Tensor, keep: bool) -> tuple[list[Tensor], list[list[Kept]]]:
-        """Write the output. Return the states after the last step, and of each direction what the way back needs."""
+    def run(
+        options: Options, input: Tensor, tensors: Sequence[Any], keep: bool
+    ) -> tuple[Tensor, list[Tensor], list[list[Kept]]]:
+        """The output (S, D*H_out), the states after the last step, and of each direction what its way back needs."""
+        directions = Layer.directions(options, input, tensors)
+        states, _ = Layer.grouped(options.equation, tensors)
+        output = input.new_empty(len(input), sum(state[0].size(1) for state in states))
         columns = output.chunk(len(directions), 1)
         finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, columns, strict=True)), strict=True)
-        return [s for state in finals for s in state], list(kept)
+        return output, [s for state in finals for s in state], list(kept)
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        *options, input = arguments[:5]
-        tensors = arguments[5:]
-        output = Layer.output(*arguments)
-        finals, kept = Layer.run(Layer.directions(*options, input, tensors), output, keep=True)
+    def forward(ctx: Any, options: Options, input: Tensor, *tensors: Any) -> Any:
+        output, finals, kept = Layer.run(options, input, tensors, keep=True)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.count = options, len(tensors)
         ctx.form = [[(len(k.state), len(k.tape)) for k in spans] for spans in kept]
@@ -403,12 +432,12 @@ class Layer(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         input, output, *saved = ctx.saved_tensors
         tensors, flat = saved[: ctx.count], iter(saved[ctx.count :])
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # which it is in here only if these gradients are to be differentiated, too
-            return None, None, None, None, *differentiate(ctx.options, grads, needed, (input, *tensors))
+            return None, *differentiate(ctx.options, grads, needed, (input, *tensors))
         grad_output, *grad_finals = grads
-        grad_input = torch.empty_like(input) if needed[0] else None
-        directions = Layer.directions(*ctx.options, input, tensors)
+        grad_input = input.new_empty(input.shape) if needed[0] else None
+        directions = Layer.directions(ctx.options, input, tensors)
         D = len(directions)
         columns = [None] * D if grad_output is None else grad_output.chunk(D, 1)
         width, finals = len(tensors) // D, len(grad_finals) // D
@@ -422,17 +451,11 @@ class Layer(Function):
                 grad_input,
                 needed[1 + d * width : 1 + (d + 1) * width],
             )
-        return None, None, None, None, grad_input, *result
-
-    @staticmethod
-    def output(equation: Equation, sizes: list[int], every: int | None, both: bool, input: Tensor, *tensors: Any) -> Tensor:
-        """Memory for it, (S, D*H_out)."""
-        states, _ = Layer.grouped(equation, tensors)
-        return input.new_empty(len(input), sum(state[0].size(1) for state in states))
+        return None, grad_input, *result
 
 
 def differentiate(
-    options: Sequence[Any], grads: Sequence[Tensor | None], needed: Sequence[bool], tensors: Sequence[Any]
+    options: Options, grads: Sequence[Tensor | None], needed: Sequence[bool], tensors: Sequence[Any]
 ) -> list[Tensor | None]:
     """What Layer.backward returns for `tensors`, by the readable path, so that it can be differentiated again."""
     equation, sizes, *_ = options
@@ -475,24 +498,21 @@ def stack(
             output = F.dropout(output, dropout)
         pairs = zip(weights[k : k + D], states[k : k + D], strict=True)
         tensors = [t for weight, state in pairs for t in (*weight, *state)]
-        options = equation, sizes, checkpoint_every, Both.pays(sizes, weights[k : k + D])
+        options = Options(equation, sizes, checkpoint_every, Both.pays(sizes, weights[k : k + D]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
-            output, *flat = Layer.apply(*options, output, *tensors)  # type: ignore[no-untyped-call]
+            output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
-                directions, output = Layer.directions(*options, output, tensors), Layer.output(*options, output, *tensors)
-                flat, _ = Layer.run(directions, output, keep=False)
+                output, flat, _ = Layer.run(options, output, tensors, keep=False)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
-    return output if batch_sizes is not None else output.unflatten(0, (L, -1)), finals  # type: ignore[no-untyped-call]
+    return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
 
 _TYPES = (Tensor, Parameter)
 _DTYPES = (torch.float32, torch.float64)
 
 
-def serves(
-    equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]
-) -> bool:
+def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
     """Whether `stack` may run for these arguments, here and now.
 
     It is for equations that have a kernel, in float32 and float64 on a CPU, on plain tensors. Whatever looks into the
@@ -502,7 +522,7 @@ def serves(
     return (
         equation in KERNELS
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0

@@ -26,6 +26,8 @@ from .equations import EQUATIONS, Equation, State
 Rows: TypeAlias = tuple[Tensor, ...]  # tensors with the same rows
 Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step, its part of several tensors' rows
 Product: TypeAlias = Callable[[Tensor], Tensor]
+Accumulate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Arrive: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (grad, y, grad_input=): grad * y * (1 - y)
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (grad, y, grad_input=): grad * (1 - y*y)
@@ -95,11 +97,17 @@ class Kernel(Protocol):
         ...
 
     def forward(
-        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+        self,
+        state: State,
+        steps: Steps,
+        hgates: Product,
+        accumulate: Accumulate | None,
+        project: Product | None,
+        by: Arithmetic,
     ) -> State:
         """Take the steps (y, m, *views). Write the output to m, and to y its projection; without, they are the same.
 
-        With w_t, the product h @ w_t is accumulated on a as it is formed; without, hgates(h) is added to it.
+        accumulate(a, h) adds hgates to a as they are formed; without it, they are formed by hgates(h) and then added.
         """
         ...
 
@@ -109,9 +117,7 @@ class Kernel(Protocol):
         """What `backward` wants to see of the derivatives at each step."""
         ...
 
-    def backward(
-        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
-    ) -> State:
+    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
         """Take the steps (dy, *views) back. arrive(dh, dy) is the gradient of m; product(dhgates) is dhgates @ w_hh."""
         ...
 
@@ -145,13 +151,19 @@ class RNN(Summed):
         return tape
 
     def forward(
-        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+        self,
+        state: State,
+        steps: Steps,
+        hgates: Product,
+        accumulate: Accumulate | None,
+        project: Product | None,
+        by: Arithmetic,
     ) -> State:
         relu, tanh = self.relu, by.tanh
         (h,) = state
         for y, m, a in steps:
-            if w_t is not None:
-                a.addmm_(h, w_t)
+            if accumulate:
+                accumulate(a, h)
             else:
                 a.add_(hgates(h))
             if relu:
@@ -169,9 +181,7 @@ class RNN(Summed):
     def back_views(self, derivatives: Rows) -> Rows:
         return derivatives
 
-    def backward(
-        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
-    ) -> State:
+    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
         (dh,) = dstate
         for dy, da in steps:
             da.mul_(arrive(dh, dy))
@@ -185,22 +195,28 @@ class LSTM(Summed):
     tapeless = False
 
     def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        g, c_next = igates.new_empty(2, rows, igates.size(1) // 4)
+        g, c_next = igates.new_empty(2, rows, *igates.shape[1:-1], igates.size(-1) // 4)
         return igates, g, c_next
 
     def views(self, tape: Rows) -> Rows:
         a, g, c_next = tape
-        return a, *a.chunk(4, 1), g, c_next
+        return a, *a.chunk(4, -1), g, c_next
 
     def forward(
-        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+        self,
+        state: State,
+        steps: Steps,
+        hgates: Product,
+        accumulate: Accumulate | None,
+        project: Product | None,
+        by: Arithmetic,
     ) -> State:
         tanh, sigmoid_, addcmul_, _ = by
         mul = torch.mul
         h, c = state
         for y, m, a, i, f, tc, o, g, c_next in steps:
-            if w_t is not None:
-                a.addmm_(h, w_t)
+            if accumulate:
+                accumulate(a, h)
             else:
                 a.add_(hgates(h))
             tanh(tc, out=g)
@@ -216,9 +232,9 @@ class LSTM(Summed):
 
     def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
         a, g, _ = tape
-        i, f, tc, o = a.chunk(4, 1)
+        i, f, tc, o = a.chunk(4, -1)
         da, dc_dh = torch.empty_like(a), torch.empty_like(g)
-        di, df, dg, do = da.chunk(4, 1)
+        di, df, dg, do = da.chunk(4, -1)
         _sigmoid_backward(g, i, grad_input=di)  # di, df, dg / dc'
         _sigmoid_backward(before[1], f, grad_input=df)
         _tanh_backward(i, g, grad_input=dg)
@@ -228,14 +244,12 @@ class LSTM(Summed):
 
     def back_views(self, derivatives: Rows) -> Rows:
         da, dc_dh, f = derivatives
-        gates = da.unflatten(1, (4, -1))
-        return da, gates[:, :3], gates[:, 3], dc_dh, f
+        gates = da.view(*da.shape[:-1], 4, -1)
+        return da, gates[..., :3, :], gates[..., 3, :], dc_dh, f
 
-    def backward(
-        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
-    ) -> State:
+    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
         dh, dc = dstate
-        dc_of_gates = dc.unsqueeze(1)  # (n, 1, H), the same memory
+        dc_of_gates = dc.unsqueeze(-2)  # (n, 1, H), the same memory
         for dy, da, difg, do, dc_dh, f in steps:
             dm = arrive(dh, dy)
             dc.addcmul_(dm, dc_dh)
@@ -252,29 +266,35 @@ class GRU:
     tapeless = False
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        rz = len(b_ih) // 3 * 2
-        return torch.cat((b_ih[:rz] + b_hh[:rz], b_ih[rz:]))
+        rz = b_ih.size(-1) // 3 * 2
+        return torch.cat((b_ih[..., :rz] + b_hh[..., :rz], b_ih[..., rz:]), -1)
 
     def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        n_i = igates.chunk(3, 1)[2]
+        n_i = igates.chunk(3, -1)[2]
         n, n_h = n_i.clone(), n_i
-        n_h.copy_(b_hh.chunk(3)[2]) if b_hh is not None else n_h.zero_()
+        n_h.copy_(b_hh.chunk(3, -1)[2]) if b_hh is not None else n_h.zero_()
         return igates, n
 
     def views(self, tape: Rows) -> Rows:
         a, n = tape
-        return a, a[:, : -n.size(1)], *a.chunk(3, 1), n
+        return a, a[..., : -n.size(-1)], *a.chunk(3, -1), n
 
     def forward(
-        self, state: State, steps: Steps, hgates: Product, w_t: Tensor | None, project: Product | None, by: Arithmetic
+        self,
+        state: State,
+        steps: Steps,
+        hgates: Product,
+        accumulate: Accumulate | None,
+        project: Product | None,
+        by: Arithmetic,
     ) -> State:
         tanh, sigmoid_, addcmul_, lerp = by
         (h,) = state
         for y, m, a, rz, r, z, n_h, n in steps:
-            if w_t is not None:
-                a.addmm_(h, w_t)
+            if accumulate:
+                accumulate(a, h)
             else:
-                of_rz, of_n = hgates(h).split_with_sizes((rz.size(1), n.size(1)), 1)
+                of_rz, of_n = hgates(h).split_with_sizes((rz.size(-1), n.size(-1)), -1)
                 rz.add_(of_rz)
                 n_h.copy_(of_n)
             sigmoid_(rz, r, z)
@@ -288,9 +308,9 @@ class GRU:
 
     def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
         a, n = tape
-        r, z, n_h = a.chunk(3, 1)
-        da = a.new_empty(len(a), 4 * n.size(1))
-        dr, dz, dn_h, dn_i = da.chunk(4, 1)  # all / dh'
+        r, z, n_h = a.chunk(3, -1)
+        da = a.new_empty(*n.shape[:-1], 4 * n.size(-1))
+        dr, dz, dn_h, dn_i = da.chunk(4, -1)  # all / dh'
         _tanh_backward(1 - z, n, grad_input=dn_i)
         torch.mul(dn_i, r, out=dn_h)
         _sigmoid_backward(dn_i * n_h, r, grad_input=dr)
@@ -299,21 +319,19 @@ class GRU:
 
     def back_views(self, derivatives: Rows) -> Rows:
         da, z = derivatives
-        return da[:, : -z.size(1)], da.unflatten(1, (4, -1)), z
+        return da[..., : -z.size(-1)], da.view(*da.shape[:-1], 4, -1), z
 
-    def backward(
-        self, dstate: State, steps: Steps, arrive: Callable[[Tensor, Tensor | None], Tensor], product: Product
-    ) -> State:
+    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
         (dh,) = dstate
         for dy, dhgates, da, z in steps:
             dm = arrive(dh, dy)
-            da.mul_(dm.unsqueeze(1))
+            da.mul_(dm.unsqueeze(-2))
             dh = product(dhgates).addcmul_(dm, z)
         return (dh,)
 
     def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
-        dr, dz, dn_h, dn_i = derivatives[0].chunk(4, 1)
-        return torch.cat((dr, dz, dn_i), 1), derivatives[0][:, : -dn_i.size(1)]
+        dr, dz, _, dn_i = derivatives[0].chunk(4, -1)
+        return torch.cat((dr, dz, dn_i), -1), derivatives[0][..., : -dn_i.size(-1)]
 
 
 #: The kernels of torch.nn's equations. An equation that is not here takes the readable path.

@@ -6,8 +6,9 @@ looked up by the processor's name: once in a process, in a few milliseconds, at 
 That fixes one threshold on the size, so within a process equal calls give equal bits.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -49,9 +50,9 @@ def _threshold(threads: int) -> float:
     return call / gain * len(x) * w.numel() if gain > 0 else float("inf")
 
 
-def by_onednn(rows: int, n: int, k: int, dtype: torch.dtype) -> bool:
-    """Whether products of (rows, k) with (k, n) go to oneDNN."""
-    size = rows * n * k
+def by_onednn(rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether products of so many rows with weights of this shape go to oneDNN."""
+    size = rows * math.prod(shape)
     return (
         size > WORTH_MEASURING
         and dtype == torch.float32
@@ -62,14 +63,14 @@ def by_onednn(rows: int, n: int, k: int, dtype: torch.dtype) -> bool:
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w.T + b, once with this weight."""
-    return _onednn(x, w, b) if by_onednn(len(x), *w.shape, w.dtype) else F.linear(x, w, b)
+    return _onednn(x, w, b) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w, b)
 
 
 def repeated(rows: int, w: Tensor, b: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """The function x -> x @ w.T + b, for many calls with at most so many rows: packs the weight where that pays."""
-    if by_onednn(rows, *w.shape, w.dtype):
+    if by_onednn(rows, w.shape, w.dtype):
         packed, linear = _pack(w, rows), torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: linear(x, packed, b, "none", [], "")  # type: ignore[no-any-return]
+        return lambda x: linear(x, packed, b, "none", [], "")
     w_t = w.t()
     return (lambda x: torch.mm(x, w_t)) if b is None else (lambda x: torch.addmm(b, x, w_t))
 
@@ -79,7 +80,7 @@ def outer(dy: Tensor) -> Callable[[Tensor], Tensor]:
     copies: list[Tensor] = []
 
     def product(x: Tensor) -> Tensor:
-        if not by_onednn(len(dy) // 4, dy.size(1), x.size(1), dy.dtype):  # a quarter: copies have to pay, too
+        if not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):  # a quarter: copies have to pay, too
             return torch.mm(dy.t(), x)
         if not copies:
             copies.append(dy.to_mkldnn())
