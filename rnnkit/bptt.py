@@ -293,7 +293,7 @@ class Both(Direction):
         self.shape = len(sizes), sizes[0]
         rows, state = self.as_rows(torch.cat((input, input), 1)), tuple(map(torch.stack, zip(*states, strict=True)))
         pairs: Any = zip(*weights, strict=True)
-        stacked = Weights(*(None if pair[0] is None else torch.stack(pair) for pair in pairs))
+        stacked = Weights(*[None if pair[0] is None else torch.stack(pair) for pair in pairs])  # type: ignore[arg-type]
         super().__init__(equation, rows, [2] * len(sizes), state, stacked, False, checkpoint_every)
 
     @staticmethod
