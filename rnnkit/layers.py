@@ -249,7 +249,8 @@ class RNNBase(nn.Module):
     def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int) -> None:
         """What a call must satisfy beyond its ranks; see checks."""
         flat_weights = [weight for weights in all_weights for weight in weights]
-        if self.mode != "LSTM" or batch_sizes is None:
+        tracing = torch.compiler.is_compiling()  # a graph can't ask what batch_sizes hold: its operator does
+        if self.mode != "LSTM" or batch_sizes is None or tracing:
             self.check_forward_args(data, hx, batch_sizes, N)
         if self._states > 1:
             checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states)
@@ -257,9 +258,8 @@ class RNNBase(nn.Module):
         w_hh, b_hh = flat_weights[1], flat_weights[3] if self.bias else None
         if batch_sizes is None:
             checks.check_devices(data, self._tuple(hx), flat_weights)
-        else:
-            if not torch.compiler.is_compiling():
-                checks.check_packed(data, batch_sizes)
+        elif not tracing:
+            checks.check_packed(data, batch_sizes)
             if self.mode == "LSTM":
                 sizes = self._state_sizes(N)
                 checks.check_packed_pair(data, batch_sizes, hx, sizes, flat_weights, self.bias, self.bidirectional)
