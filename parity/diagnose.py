@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,8 +120,9 @@ def search(
     base: Variant,
     again: Iterable[tuple[Example, dict[str, Tensor]]] = (),
     eps: float = torch.finfo(torch.float64).eps,
+    most: int = 2,
 ) -> Search:
-    """Search for the variant that shows `seen` on `example`, beginning from `base`."""
+    """Search for the variant that shows `seen` on `example`, beginning from `base`, with `most` deviations added."""
     allowed = tolerance(example, eps)
     error = _errors(base, example, seen)
     if error <= allowed:
@@ -130,7 +131,7 @@ def search(
     tried = orders(example.kind) if reordering else (base.order,)
     known = [deviation for deviation in catalogue(example.kind, levels) if deviation not in base.deviations]
     found: list[tuple[float, Variant]] = []
-    for size in (0, 1, 2):
+    for size in range(most + 1):
         for extra in itertools.combinations(known, size):
             deviations = base.deviations + extra
             if not compatible(deviations):
@@ -202,6 +203,16 @@ def equivalent(first: Variant, second: Variant, example: Example) -> bool:
 # Probing --------------------------------------------------------------------------------------------------------------
 
 
+def _is_square(drawn: Draw) -> bool:
+    """As many rows as slots, so that a transposed state has the same shape."""
+    return drawn.hx[0].size(0) == drawn.hx[0].size(1)
+
+
+def _is_turned(drawn: Draw) -> bool:
+    """More than two rows, so that sorting them twice does not undo it."""
+    return len(drawn.lengths) > 2
+
+
 @dataclass(frozen=True)
 class Probe:
     """A configuration, and the levels of the catalogue that it can tell apart."""
@@ -209,7 +220,7 @@ class Probe:
     name: str
     levels: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    square: bool = False  # as many rows as slots, so that a transposed state has the same shape
+    suits: Callable[[Draw], bool] = lambda drawn: True  # numbers that can tell
 
     def case(self, kind: str) -> Case:
         plain_case: dict[str, Any] = {
@@ -229,13 +240,13 @@ PROBES = (
     Probe("two layers, two directions", ("stack",), TWO_BY_TWO),
     Probe("two layers, two directions, no hx", ("stack",), {**TWO_BY_TWO, "hx": False}),
     Probe("unbatched", ("batch",), {"form": "unbatched"}),
-    Probe("batch_first, as many rows as states", ("batch",), {"batch_first": True, **TWO_BY_TWO}, square=True),
+    Probe("batch_first, as many rows as states", ("batch",), {"batch_first": True, **TWO_BY_TWO}, suits=_is_square),
     Probe("batch_first, no hx", ("batch",), {"batch_first": True, "hx": False}),
     Probe("batch_first", ("batch",), {"batch_first": True}),
     Probe("packed", ("batch",), {"form": "packed"}),
     Probe("packed, two directions", ("batch", "stack"), {"form": "packed", **TWO_BY_TWO}),
-    Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}),
-    Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}),
+    Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}, _is_turned),
+    Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}, _is_turned),
     Probe("projection", ("cell",), {"kind": "LSTM-proj"}),
     Probe("dropout 1, two layers", ("dropout",), {"dropout": "dropout_train", "layers": 2}),
     Probe("dropout 1, one layer", ("dropout",), {"dropout": "dropout_train"}),
@@ -321,13 +332,14 @@ class Doctor:
             self.facts()
             self.gradients()
             diagnosis.variant = self.base
+        diagnosis.subject = self.subject
         return diagnosis
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
         """The probe's case and numbers; another `number` draws others."""
         case = replace(probe.case(self.kind), **self.always)
         seeds = itertools.count(self.seed + 1000 * number)
-        drawn = next(d for d in (draw(case, seed) for seed in seeds) if not probe.square or _is_square(d))
+        drawn = next(d for d in (draw(case, seed) for seed in seeds) if probe.suits(d))
         if case.dropout:
             drawn = replace(drawn, arguments={**drawn.arguments, "dropout": 1.0})
         return case, drawn
@@ -517,10 +529,6 @@ def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Conv
     """(), then each alone, then pairs."""
     for size in range(most + 1):
         yield from itertools.combinations(conventions, size)
-
-
-def _is_square(drawn: Draw) -> bool:
-    return drawn.hx[0].size(0) == drawn.hx[0].size(1)
 
 
 def _flatten(result: Any) -> Iterable[Tensor]:

@@ -110,11 +110,21 @@ def _module(
         _note(notes, "its parameters come in another order than torch.nn's")
         weight_map = dict
     if weight_map is None:
-        layout = infer(own, shapes, class_name.removesuffix("Cell"))
+        layout = _layout(cls, class_name, arguments)
         weight_map = layout.map
         for line in layout.lines() if len(own) == layout.per_slot else ():
             _note(notes, line)
     return MappedSubject(module, reference, weight_map, dtype)
+
+
+def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
+    """The layout, inferred at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
+    clear = {**arguments, "input_size": 5, "hidden_size": 7}
+    own, shapes = (
+        {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        for module in (_construct(cls, clear), getattr(nn, class_name)(**clear, device="meta"))
+    )
+    return infer(own, shapes, class_name.removesuffix("Cell"))
 
 
 def _note(notes: list[str], line: str) -> None:

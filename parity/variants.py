@@ -256,7 +256,7 @@ class Definition:
         if example.is_cell:
             return {name: state.squeeze(0 if rows is None or rows.dim() == 1 else 1) for name, state in states.items()}
         if example.lengths:
-            output = _packed(output, example.lengths, batch_dim)
+            output = packed(output, example.lengths, batch_dim)
         return self.result({"output": output, **states}, example)
 
     def read(self, example: Example, slot: str, rows: Tensor | None) -> Weights:
@@ -276,7 +276,7 @@ class Definition:
         return Weights(*tensors, example.weights.get("weight_hr" + slot))
 
 
-def _packed(output: Tensor, lengths: Sequence[int], batch_dim: int) -> Tensor:
+def packed(output: Tensor, lengths: Sequence[int], batch_dim: int) -> Tensor:
     """(..., L, N, H) or (..., N, L, H) -> the rows of a PackedSequence, (..., S, H)."""
     lead = output.dim() - 3
     moved = output.movedim(lead, 0).movedim(lead + 1, 1) if lead else output
@@ -442,7 +442,7 @@ def _deviations() -> Iterator[Deviation]:
     yield from group(
         "cell", "L",
         ("forget gate + 1", {"forget_bias": 1.0}, "drop the constant, or subtract 1 from bias_ih[H:2H] when loading",
-         "TF1 BasicLSTMCell and LSTMCell, Haiku, Sonnet 1, ncps"),
+         "TF1 BasicLSTMCell and LSTMCell, Haiku, ncps"),
         ("tanh is missing on c", {"emit": lambda o, c, before: o * c}, "h = o * tanh(c)"),
         ("sigmoid on c in place of tanh", {"emit": lambda o, c, before: o * torch.sigmoid(c)}, "h = o * tanh(c)"),
         ("relu on c in place of tanh", {"emit": lambda o, c, before: o * relu(c)}, "h = o * tanh(c)"),
@@ -459,7 +459,7 @@ def _deviations() -> Iterator[Deviation]:
         ("c_0 is ignored", {"start": zeroed(1)}, "begin with the c that hx holds"),
         ("h_0 and c_0 are ignored", {"start": zeroed(0, 1)}, "begin with the state that hx holds"),
         ("h_0 and c_0 are swapped", {"start": lambda states, D: [state[::-1] for state in states]},
-         "hx is (h_0, c_0) in this order", "Keras 1, Sonnet and TF1 tuples are (c, h)"),
+         "hx is (h_0, c_0) in this order", "TF1 LSTMStateTuple(c, h)"),
         ("c is not carried from step to step", {"carried": lambda state, initial: (state[0], initial[1])},
          "assign the new c to the variable that the next step reads"),
         ("h is not carried from step to step", {"carried": lambda state, initial: (initial[0], state[1])},
@@ -484,7 +484,7 @@ def _deviations() -> Iterator[Deviation]:
          "r multiplies only what comes from h"),
         ("update gate of the opposite sense", {"blend": lambda z, n, h, r: (1 - z) * h + z * n},
          "h = (1 - z) * n + z * h; or negate the update gate's rows of the weights and biases",
-         "Cho et al. 2014 in some editions, Haiku, Sonnet, Chainer StatelessGRU"),
+         "Chung et al. 2014, Haiku, Sonnet, Chainer StatelessGRU"),
         ("the update gate keeps the reset state", {"blend": lambda z, n, h, r: (1 - z) * n + z * (r * h)},
          "h = (1 - z) * n + z * h with the whole h"),
         ("the update gate is missing", {"blend": lambda z, n, h, r: n}, "h = (1 - z) * n + z * h"),
@@ -627,12 +627,11 @@ def _deviations() -> Iterator[Deviation]:
 
 CATALOGUE: tuple[Deviation, ...] = tuple(_deviations())
 
-#: Systems by the order in which they keep gates and by what else they do. Where a fact could be read in the system's
-#: own source or documentation it is stated as read there.
+#: Systems by the order in which they keep gates and by what else they do.
 SYSTEMS: tuple[tuple[str, Order, tuple[str, ...]], ...] = (
-    ("cuDNN, Keras, MXNet, oneDNN, TensorFlow BlockLSTMV2", Order("ifgo"), ()),
+    ("cuDNN, Keras, MXNet, oneDNN, Sonnet 2, TensorFlow BlockLSTMV2", Order("ifgo"), ()),
     ("ONNX, WebNN's default", Order("iofg"), ()),
-    ("TF1 BasicLSTMCell and LSTMCell, Haiku, Sonnet 1", Order("igfo"), ("forget gate + 1",)),
+    ("TF1 BasicLSTMCell and LSTMCell, Haiku", Order("igfo"), ("forget gate + 1",)),
     ("haste, TensorFlow BlockLSTM, Metal with forgetGateLast", Order("igfo"), ()),
     ("ncps", Order("gifo"), ("forget gate + 1",)),
     ("CoreML, Caffe, tracetorch", Order("ifog"), ()),
@@ -640,6 +639,7 @@ SYSTEMS: tuple[tuple[str, Order, tuple[str, ...]], ...] = (
     ("Chainer's LSTM", Order("gifo", interleaved=True), ()),
     ("Keras with reset_after=True, ONNX with linear_before_reset=1, haste", Order("zrn"), ()),
     ("Keras with reset_after=False, ONNX's default", Order("zrn"), ("reset before the product",)),
+    ("CoreML", Order("rnz"), ()),
     ("TF1 GRUCell", Order("rzn"), ("reset before the product",)),
     ("Haiku, Sonnet", Order("zrn"), ("reset before the product", "update gate of the opposite sense")),
     ("Chainer's StatelessGRU", Order("rzn"), ("reset before the product", "update gate of the opposite sense")),

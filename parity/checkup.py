@@ -1,0 +1,401 @@
+"""Is my module torch.nn's, and if not, why? `python -m parity check PKG.MOD:MyLSTM`, or `parity.check(MyLSTM)`.
+
+First the diagnosis: a few configurations that tell most mistakes apart. Then cases of the grid, those that the subject
+offers, each with a verdict. Then the first number that differs, how the error grows, and the smallest case that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import diagnose as diagnosing
+from . import grid, locate, report, run, shrink, subjects, variants
+from .compare import Difference, Result, Verdict, judge
+from .diagnose import BASE, Diagnosis, Doctor, Finding, Unexplained
+from .grid import Case
+from .subjects import Subject, WeightMap
+
+
+class Outcome(enum.IntEnum):
+    """The verdict on one case, from best to worst."""
+
+    BITWISE = 0
+    ROUNDING = 1
+    NOT_OFFERED = 2  # the subject has no such option
+    OTHER_MASKS = 3  # dropout in the right places, but other numbers are drawn from the generator
+    TOLERANCE = 4  # more than rounding, less than torch.testing.assert_close lets pass
+    DIFFERENT = 5
+    ERROR = 6
+
+    @property
+    def label(self) -> str:
+        return {"ROUNDING": "within rounding", "TOLERANCE": "within tolerance, not rounding"}.get(
+            self.name, self.name.lower().replace("_", " ")
+        )
+
+    @property
+    def passes(self) -> bool:
+        return self <= Outcome.OTHER_MASKS
+
+
+#: What torch.testing.assert_close allows, relative to the largest number.
+TOLERANCES = {"float64": 1e-7, "float32": 1.3e-6, "bfloat16": 1.6e-2, "float16": 1e-3}
+#: Facts that a person's own module need not share with torch.nn's.
+PEDANTIC = {"warnings", "contiguous", "structure"}
+#: Options by the probe that finds out whether they are offered.
+FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
+    ("no bias", lambda case: not case.bias),
+    ("no hx", lambda case: not case.hx),
+    ("hx", lambda case: case.hx),
+    ("two layers", lambda case: case.layers > 1),
+    ("two directions", lambda case: case.bidirectional),
+    ("unbatched", lambda case: case.form == "unbatched"),
+    ("batch_first, no hx", lambda case: case.batch_first),
+    ("packed", lambda case: case.is_packed),
+    ("packed, unsorted", lambda case: case.form == "packed_unsorted"),
+    ("projection", lambda case: case.kind == "LSTM-proj"),
+    ("dropout 1, one layer", lambda case: bool(case.dropout)),
+)
+QUICK_SPECIALS = ("", "one_step", "long", "wide", "noncontiguous", "frozen_input", "loss_h_n", "second_call")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case and its outcome; `what` says what differs most."""
+
+    case: Case
+    outcome: Outcome
+    what: str = ""
+    error: float = 0.0
+
+
+@dataclass
+class Checkup:
+    """Everything that was found out. `str()` of it is the report."""
+
+    subject: str
+    class_name: str
+    diagnosis: Diagnosis
+    notes: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    location: locate.Location | None = None
+    growth: locate.Growth | None = None
+    ulps: Counter[int] = field(default_factory=Counter)
+    script: str = ""
+    smallest: shrink.Smallest | None = None
+    seed: int = 0
+    seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=report.environment)
+
+    @property
+    def counts(self) -> Counter[Outcome]:
+        return Counter(row.outcome for row in self.rows)
+
+    @property
+    def same(self) -> bool:
+        return self.diagnosis.same and all(row.outcome.passes for row in self.rows)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.same else 1
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if not self.same:
+            names = self.diagnosis.names
+            return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
+        worst = max(
+            (row.outcome for row in self.rows if row.outcome is not Outcome.NOT_OFFERED), default=Outcome.ROUNDING
+        )
+        lacking = " in what it offers" if self.diagnosis.not_offered else ""
+        how = "bit for bit" if worst is Outcome.BITWISE else "within rounding"
+        return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
+
+    def __str__(self) -> str:
+        from .pages import text
+
+        return text(self)
+
+
+def check(
+    target: Any,
+    as_: str | None = None,
+    *,
+    weight_map: WeightMap | None = None,
+    grid: str = "quick",
+    seed: int = 0,
+    raises: bool = True,
+) -> Checkup:
+    """Check a class, a function or `PKG.MOD:NAME` against torch.nn.
+
+    as_         torch.nn's name for it (LSTM, GRUCell, ...), where its own doesn't say
+    weight_map  torch.nn's weights by name -> the subject's parameters by name; found from names and shapes otherwise
+    grid        quick, or full: every case that the subject offers
+    raises      AssertionError with the report if the subject is not torch.nn's
+
+    For a test of one's own: `def test_parity(): parity.check(MyLSTM)`.
+    """
+    start = time.monotonic()
+    subject = subjects.adapt(target, as_, weight_map)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        checkup = examine(subject, grid, seed)
+    finally:
+        torch.set_num_threads(threads)
+    checkup.seconds = time.monotonic() - start
+    if raises and not checkup.same:
+        raise AssertionError(f"\n{checkup}")
+    return checkup
+
+
+def examine(subject: Subject, size: str, seed: int) -> Checkup:
+    """The checkup itself, on one thread."""
+    doctor = Doctor(subject, seed)
+    diagnosis = doctor.diagnose()
+    checkup = Checkup(subject.name, subject.class_name, diagnosis, subject.notes, seed=seed)
+    offered = doctor.subject.namespace
+    if BASE.name in diagnosis.errors:
+        return checkup
+    chosen = cases(subject, diagnosis, size)
+    if subject.kind == "RNN":  # relu as well, if the constructor has it
+        relu = Doctor(subject, seed, "relu")
+        if not relu.run(*relu.draw(BASE, 0)).tensors:
+            diagnosis.not_offered["relu"] = "no argument nonlinearity"
+            chosen = [case for case in chosen if not case.kind.endswith("relu")]
+    checkup.rows = rows([judge(case, offered, seed=seed) for case in chosen], diagnosis)
+    measure(checkup, doctor)
+    return checkup
+
+
+def cases(subject: Subject, diagnosis: Diagnosis, size: str) -> list[Case]:
+    """The cases of the grid that the subject offers: all of them, or a subset that covers all pairs of options."""
+    lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
+    offered = [
+        case
+        for case in grid.grid()
+        if case.class_name == subject.class_name and not any(applies(case) for applies in lacking)
+    ]
+    if size == "full":
+        return [case for case in offered if not case.dtype.startswith("complex")]
+    few = [c for c in offered if c.dtype in ("float64", "float32") and not c.onednn and c.special in QUICK_SPECIALS]
+    return few if len(few) < 60 else grid.quick(few, strength=2)
+
+
+def rows(results: Sequence[Result], diagnosis: Diagnosis) -> list[Row]:
+    """Results as rows. A subject that raises wherever an axis has some value doesn't offer that value."""
+    worked = {pair for result in results if not _raised(result) for pair in _axes(result.case)}
+    placed = not any("dropout" in name for name in (*diagnosis.names, *(one.probe for one in diagnosis.unexplained)))
+    found = []
+    for result in results:
+        outcome = _outcome(result)
+        if outcome is Outcome.ERROR and not _axes(result.case) <= worked:
+            outcome = Outcome.NOT_OFFERED
+        if outcome is Outcome.DIFFERENT and result.case.dropout == "dropout_train" and placed:
+            outcome = Outcome.OTHER_MASKS
+        worst = max(_serious(result), key=lambda d: (d.verdict, d.error), default=None)
+        what = "" if worst is None else f"{worst.name}: {worst.note or f'error {worst.error:.1e}'}"
+        found.append(Row(result.case, outcome, what, worst.error if worst else 0.0))
+    return found
+
+
+def _axes(case: Case) -> set[tuple[str, Any]]:
+    return {(axis, getattr(case, axis)) for axis in grid.AXES}
+
+
+def _raised(result: Result) -> bool:
+    return any(difference.name == "error" for difference in result.differences)
+
+
+def _serious(result: Result) -> list[Difference]:
+    return [difference for difference in result.differences if difference.name not in PEDANTIC]
+
+
+def _outcome(result: Result) -> Outcome:
+    if _raised(result):
+        return Outcome.ERROR
+    serious = _serious(result)
+    verdict = max((difference.verdict for difference in serious), default=Verdict.BITWISE)
+    if verdict is not Verdict.DIFFERENT:
+        return Outcome(int(verdict))
+    bad = [difference for difference in serious if difference.verdict is Verdict.DIFFERENT]
+    tolerable = all(d.allowed and d.error <= TOLERANCES.get(result.case.dtype, 0.0) for d in bad)
+    return Outcome.TOLERANCE if tolerable else Outcome.DIFFERENT
+
+
+def measure(checkup: Checkup, doctor: Doctor) -> None:
+    """Locate the first difference, follow the error in time, shrink the first failing problem."""
+    diagnosis, offered = doctor.diagnosis, doctor.subject.namespace
+    base_case, _ = doctor.draw(BASE, 0)
+    grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed)
+    if grown is not None:
+        checkup.growth, checkup.ulps = grown
+    for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.not_offered)):
+        if checkup.same or (doctor.subject.is_cell and probe is not BASE):
+            break
+        case, drawn = doctor.draw(probe, 0)
+        smallest = shrink.shrink(offered, case, drawn)
+        if smallest is not None:
+            example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)
+            checkup.location = locate.first_difference(case, drawn, example, seen, diagnosis.variant, 1e-9)
+            checkup.smallest, checkup.script = smallest, shrink.script(smallest, checkup.subject)
+            return
+
+
+# Arrays ---------------------------------------------------------------------------------------------------------------
+
+
+def check_arrays(
+    arrays: Mapping[str, Any],
+    kind: str = "LSTM",
+    *,
+    batch_first: bool = False,
+    nonlinearity: str = "tanh",
+    raises: bool = True,
+) -> Checkup:
+    """Check numbers that an implementation in any language has computed.
+
+    arrays  weights by torch.nn's names (`weight_ih_l0`, ...), `input`, the initial states `h_0` and `c_0` if there were
+            any, and what came out: any of `output`, `h_n`, `c_n` (a cell: weights without `_l0`, and `h_1`, `c_1`).
+            `lengths` if the batch was ragged and padded; `output` then padded too.
+    kind    LSTM, GRU, RNN, or a cell's name
+
+    The precision is that of the arrays. Half of the batch rows are searched, the others confirm.
+    """
+    start = time.monotonic()
+    is_cell, kind = kind.endswith("Cell"), kind.removesuffix("Cell")
+    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    eps = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
+    lengths = tuple(tensors.pop("lengths").tolist()) if "lengths" in tensors else None
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
+    hx = tuple(tensors[name] for name in ("h_0", "c_0") if name in tensors)
+    seen = {name: tensors[name] for name in ("output", "h_n", "c_n", "h_1", "c_1") if name in tensors}
+    if not seen or not weights or "input" not in tensors:
+        raise ValueError("arrays need weights, input, and at least one of output, h_n, c_n (h_1, c_1)")
+    example = variants.Example(
+        kind, weights, tensors["input"], hx, lengths, batch_first, nonlinearity, training=False, is_cell=is_cell
+    )
+    if lengths is not None and "output" in seen:
+        seen["output"] = variants.packed(seen["output"], lengths, 0 if batch_first else 1)
+    diagnosis = Diagnosis(Subject("the arrays", kind + "Cell" * is_cell, torch.nn.Identity))
+    plain = variants.plain(kind)
+    usual = plain.run(example)
+    found = diagnosing.search(example, seen, ("cell",), plain, (), eps)
+    if found.best is None:
+        levels = ("cell", "stack", "batch")
+        wider = diagnosing.search(example, seen, levels, plain, (), eps, most=1)
+        found = wider if wider.best is not None or wider.distance < found.distance else found
+    if found.best is None:
+        nearest = found.nearest.name if found.nearest and found.distance < found.error else ""
+        diagnosis.unexplained.append(Unexplained("the arrays", found.error, nearest, found.distance))
+    else:
+        diagnosis.variant = found.best
+        margin = "nothing else fits" if found.runner_up == float("inf") else f"the next is {found.runner_up:.1e} away"
+        for what, fix in zip(found.best.parts, found.best.fixes, strict=True):
+            diagnosis.findings.append(
+                Finding(what, found.best.where, fix, f"reproduced to {found.distance:.0e}; {margin}")
+            )
+    checkup = Checkup("the arrays", kind + "Cell" * is_cell, diagnosis)
+    worst = diagnosing.distance(usual, seen).item()
+    checkup.notes.append(f"largest difference from torch.nn: {worst:.2e}, eps {eps:.1e}")
+    checkup.seconds = time.monotonic() - start
+    if raises and not checkup.same:
+        raise AssertionError(f"\n{checkup}")
+    return checkup
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+EPILOG = """\
+examples:
+  python -m parity check mypackage.rnn:MyLSTM
+  python -m parity check model.py:Decoder --as GRUCell --html report.html
+  python -m parity check numbers.npz --as LSTM      weights, input, output, h_n, c_n under torch.nn's names
+  python -m parity replay smallest.json
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`check` and `replay`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
+    if argv[:1] == ["replay"]:
+        return replay(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m parity check", description="Is this module torch.nn's, and if not, why?", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("target", metavar="PKG.MOD:NAME", help="a class or function (FILE.py:NAME too), or a .npz file")
+    parser.add_argument("--as", dest="as_", metavar="CLASS", help="torch.nn's name for it: LSTM, GRUCell, ...")
+    parser.add_argument("--map", metavar="PKG.MOD:NAME", help="a weight map: torch.nn's weights -> the subject's")
+    parser.add_argument("--grid", choices=("quick", "full"), default="quick", help="full: every case that it offers")
+    parser.add_argument("--seed", type=int, default=0, help="draws other numbers")
+    parser.add_argument("--batch-first", action="store_true", help="the arrays of a .npz file are batch first")
+    for name, what in (
+        ("json", "data"),
+        ("junit", "XML"),
+        ("markdown", "a pull request's comment"),
+        ("html", "a page"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the report as {what}")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="write the smallest failing case to FILE")
+    options = parser.parse_args(argv[1:] if argv[:1] == ["check"] else argv)
+    try:
+        if options.target.endswith(".npz"):
+            import numpy
+
+            with numpy.load(options.target) as arrays:
+                checkup = check_arrays(
+                    dict(arrays), options.as_ or "LSTM", batch_first=options.batch_first, raises=False
+                )
+        else:
+            weight_map = subjects.load(options.map) if options.map else None
+            target = subjects.load(options.target)
+            checkup = check(
+                target, options.as_, weight_map=weight_map, grid=options.grid, seed=options.seed, raises=False
+            )
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        parser.error("".join(traceback.format_exception_only(error)).strip())
+    print(checkup)
+    from . import pages
+
+    for name, render in pages.RENDERERS.items():
+        if file := getattr(options, name):
+            file.write_text(render(checkup))
+    if options.replay and checkup.smallest:
+        shrink.save(checkup.smallest, options.target, checkup.class_name, options.replay)
+    return checkup.exit_code
+
+
+def replay(argv: list[str]) -> int:
+    """Run a saved case again. Exit code 0 if it no longer differs."""
+    parser = argparse.ArgumentParser(prog="python -m parity replay", description="Run a failing case again.")
+    parser.add_argument("file", type=Path)
+    options = parser.parse_args(argv)
+    data, case, drawn = shrink.restore(options.file)
+    subject = subjects.adapt(data["target"], data["as"])
+    doctor = Doctor(subject)
+    doctor.settle()
+    ours, theirs = (run.observe(n, case, drawn, shrink.EXACT) for n in (doctor.subject.namespace, torch.nn))
+    name = shrink.differing(ours, theirs)
+    if not name:
+        print(f"{data['target']}: no difference any more in {case.name}")
+        return 0
+    print(f"{data['target']} differs in {name}, {case.name}\n  torch.nn: {theirs.tensors[name]}")
+    print(f"  subject:  {ours.tensors.get(name, ours.error)}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,367 @@
+"""A checkup as text, JSON, JUnit, Markdown and one static page of HTML."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import math
+from collections import Counter
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+from .checkup import Checkup, Outcome, Row
+from .locate import ULP_BINS
+
+AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
+COLOURS = {
+    Outcome.BITWISE: "#1a7f4b",
+    Outcome.ROUNDING: "#66b287",
+    Outcome.NOT_OFFERED: "#b8bcc4",
+    Outcome.OTHER_MASKS: "#c9d36a",
+    Outcome.TOLERANCE: "#e3b341",
+    Outcome.DIFFERENT: "#c93c37",
+    Outcome.ERROR: "#7d2a8c",
+}
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def text(checkup: Checkup) -> str:
+    """For a terminal and for an assertion's message: verdict and diagnosis first, then the table."""
+    parts = [checkup.verdict + ".", ""]
+    for number, finding in enumerate(checkup.diagnosis.findings, 1):
+        parts += [f"{number}. {finding}".replace("\n", "\n   "), ""]
+    for one in checkup.diagnosis.unexplained:
+        parts += [f"? {one}", ""]
+    for probe, error in checkup.diagnosis.errors.items():
+        parts += [f"! {probe}: {error}", ""]
+    if checkup.location:
+        parts += [f"First difference: {checkup.location}", ""]
+    if checkup.growth and checkup.growth.kind != "none":
+        parts += [f"Error over {len(checkup.growth.errors)} steps of float32: {checkup.growth}", ""]
+    if checkup.rows:
+        counts = ", ".join(f"{count} {outcome.label}" for outcome, count in sorted(checkup.counts.items()))
+        parts += [f"{len(checkup.rows)} cases: {counts}", table(checkup), ""]
+        bad = [row for row in checkup.rows if not row.outcome.passes]
+        if bad and checkup.diagnosis.same:  # nothing has a name: then the cases have to speak
+            parts += [f"{row.outcome.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
+    if checkup.diagnosis.not_offered:
+        parts += ["Not offered:"]
+        parts += [f"  {probe}: {why}" for probe, why in lacking(checkup).items()] + [""]
+    if checkup.notes:
+        parts += ["Read as:", *(f"  {note}" for note in checkup.notes), ""]
+    if checkup.script:
+        parts += [
+            "The smallest case, with torch alone:",
+            "",
+            *(f"  {line}" for line in checkup.script.splitlines()),
+            "",
+        ]
+    parts.append(f"{checkup.seconds:.1f} s, torch {checkup.environment['torch']}, seed {checkup.seed}")
+    return "\n".join(parts)
+
+
+def lacking(checkup: Checkup) -> dict[str, str]:
+    """What is not offered: combinations only where each of their parts alone is offered."""
+    why = checkup.diagnosis.not_offered
+    return {
+        probe: " ".join(reason.split())[:90]
+        for probe, reason in why.items()
+        if "," not in probe or probe.split(",")[0] not in why
+    }
+
+
+def table(checkup: Checkup) -> str:
+    """Counts of outcomes by axis value."""
+    shown = [outcome for outcome in Outcome if checkup.counts[outcome]]
+    lines = [f"{'':24}" + "".join(f"{outcome.label:>{max(14, len(outcome.label) + 2)}}" for outcome in shown)]
+    for axis in AXES:
+        values = list(dict.fromkeys(getattr(row.case, axis) for row in checkup.rows))
+        if len(values) < 2:
+            continue
+        for value in sorted(values, key=str):
+            counts = Counter(row.outcome for row in checkup.rows if getattr(row.case, axis) == value)
+            cells = (f"{counts[outcome] or '-':>{max(14, len(outcome.label) + 2)}}" for outcome in shown)
+            lines.append(f"{label(axis, value):24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def label(axis: str, value: Any) -> str:
+    """An axis and a value in a few words."""
+    if isinstance(value, bool):
+        return axis if value else f"no {axis}"
+    return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def as_json(checkup: Checkup) -> str:
+    """Versions, threads, seed, findings, one entry for each case."""
+    diagnosis = checkup.diagnosis
+    data = {
+        "subject": checkup.subject,
+        "class": checkup.class_name,
+        "verdict": checkup.verdict,
+        "same": checkup.same,
+        "seed": checkup.seed,
+        "seconds": round(checkup.seconds, 2),
+        "environment": checkup.environment,
+        "findings": [vars(finding) for finding in diagnosis.findings],
+        "unexplained": [vars(one) for one in diagnosis.unexplained],
+        "errors": diagnosis.errors,
+        "not offered": diagnosis.not_offered,
+        "notes": checkup.notes,
+        "first difference": str(checkup.location) if checkup.location else None,
+        "growth": checkup.growth
+        and {"errors": checkup.growth.errors, "slope": checkup.growth.slope, "kind": checkup.growth.kind},
+        "ulps": {str(end): count for end, count in checkup.ulps.items()},
+        "counts": {outcome.label: count for outcome, count in checkup.counts.items()},
+        "cases": {
+            row.case.name: {"outcome": row.outcome.label, "what": row.what, "error": _finite(row.error)}
+            for row in checkup.rows
+        },
+        "script": checkup.script,
+    }
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _finite(error: float) -> float | None:
+    return error if math.isfinite(error) else None
+
+
+def as_junit(checkup: Checkup) -> str:
+    """One test case for each case, and one for the diagnosis."""
+    name = f"parity.{checkup.subject}"
+    entries = [_junit("diagnosis", name, "" if checkup.diagnosis.same else str(checkup.diagnosis), Outcome.DIFFERENT)]
+    entries += [
+        _junit(row.case.name, name, "" if row.outcome.passes else row.what, row.outcome) for row in checkup.rows
+    ]
+    failures = sum("<failure" in entry or "<error" in entry for entry in entries)
+    skipped = checkup.counts[Outcome.NOT_OFFERED]
+    head = f'name={quoteattr(name)} tests="{len(entries)}" failures="{failures}" skipped="{skipped}"'
+    head += f' time="{checkup.seconds:.2f}"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n<testsuite {head}>\n' + "\n".join(entries) + "\n</testsuite>\n"
+
+
+def _junit(name: str, group: str, message: str, outcome: Outcome) -> str:
+    inside = ""
+    if message:
+        tag = "error" if outcome is Outcome.ERROR else "failure"
+        inside = f"<{tag} message={quoteattr(message.splitlines()[0])}>{escape(message)}</{tag}>"
+    elif outcome is Outcome.NOT_OFFERED:
+        inside = '<skipped message="not offered"/>'
+    return f"  <testcase classname={quoteattr(group)} name={quoteattr(name)}>{inside}</testcase>"
+
+
+def as_markdown(checkup: Checkup) -> str:
+    """For a pull request."""
+    mark = "same" if checkup.same else "different"
+    lines = [f"### parity: `{checkup.subject}` ({mark})", "", f"{checkup.verdict}.", ""]
+    for finding in checkup.diagnosis.findings:
+        where = f" (the convention of {finding.where})" if finding.where else ""
+        lines += [f"- **{finding.what}**{where}  ", f"  To do: {finding.fix}  ", f"  <sub>{finding.evidence}</sub>"]
+    lines += [f"- {one}" for one in checkup.diagnosis.unexplained]
+    lines += [f"- `{probe}`: {error}" for probe, error in checkup.diagnosis.errors.items()]
+    if checkup.location:
+        lines += ["", f"First difference: {checkup.location}"]
+    if checkup.rows:
+        lines += ["", "| outcome | cases |", "|---|---|"]
+        lines += [f"| {outcome.label} | {count} |" for outcome, count in sorted(checkup.counts.items())]
+    if checkup.diagnosis.not_offered:
+        lines += ["", "Not offered: " + ", ".join(lacking(checkup))]
+    if checkup.script:
+        lines += ["", "<details><summary>The smallest case, with torch alone</summary>", "", "```python"]
+        lines += [checkup.script.rstrip(), "```", "", "</details>"]
+    lines += ["", f"<sub>torch {checkup.environment['torch']}, seed {checkup.seed}, {checkup.seconds:.1f} s</sub>"]
+    return "\n".join(lines) + "\n"
+
+
+# HTML -----------------------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --fg: light-dark(#1c2128, #e6e8eb); }
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: var(--fg); max-width: 62rem; margin: 2.5rem auto;
+  padding: 0 1.2rem; }
+h1 { font-size: 1.45rem; line-height: 1.3; margin: 0 0 .3rem; }
+h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
+.badge { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; color: #fff; font-size: .85rem; }
+.finding {
+  border-left: 4px solid #c93c37; background: var(--soft); padding: .6rem 1rem; margin: .7rem 0;
+  border-radius: 0 6px 6px 0; }
+.finding b { font-size: 1.05rem; }
+.muted { opacity: .7; font-size: .88rem; }
+pre {
+  background: var(--soft); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; font-size: .84rem;
+  line-height: 1.45; }
+table { border-collapse: collapse; font-size: .8rem; }
+td, th { padding: .18rem .4rem; }
+.map { overflow-x: auto; }
+.map th { font-weight: 400; text-align: right; white-space: nowrap; }
+.map th.top { vertical-align: bottom; }
+.map th.top span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.map td { width: 1.5rem; height: 1.5rem; padding: 0; }
+.map td { border: 1px solid var(--line); text-align: center; color: #fff; font-size: .68rem; }
+.key span { margin-right: 1rem; }
+.key i {
+  display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .3rem;
+  vertical-align: -1px; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--fg); }
+button { font: inherit; font-size: .85rem; padding: .15rem .7rem; }
+.charts { display: flex; flex-wrap: wrap; gap: 2rem; }
+figure { margin: 0; max-width: 420px; }
+figcaption { font-size: .85rem; margin-bottom: .3rem; }
+"""
+
+
+COPY = "navigator.clipboard.writeText(document.getElementById('script').textContent)"
+
+
+def as_html(checkup: Checkup) -> str:
+    """One page that needs nothing from elsewhere."""
+    e = html.escape
+    diagnosis = checkup.diagnosis
+    colour = COLOURS[Outcome.BITWISE if checkup.same else Outcome.DIFFERENT]
+    body = [f"<h1>{e(checkup.verdict)}</h1>"]
+    counts = ", ".join(f"{count} {outcome.label}" for outcome, count in sorted(checkup.counts.items()))
+    summary = f"{len(checkup.rows)} cases: {counts}" if checkup.rows else "no cases were run"
+    badge = f'<span class="badge" style="background:{colour}">{"same" if checkup.same else "different"}</span>'
+    body.append(f"<p>{badge} {e(summary)}</p>")
+    for finding in diagnosis.findings:
+        where = f"<br>The convention of: {e(finding.where)}" if finding.where else ""
+        body.append(
+            f'<div class="finding"><b>{e(finding.what)}</b>{where}<br>To do: {e(finding.fix)}'
+            f'<br><span class="muted">{e(finding.evidence)}</span></div>'
+        )
+    others = [str(one) for one in diagnosis.unexplained] + [
+        f"{probe}: {error}" for probe, error in diagnosis.errors.items()
+    ]
+    body += [f'<div class="finding">{e(other)}</div>' for other in others]
+    if checkup.location:
+        body += ["<h2>The first number that differs</h2>", f"<p>{e(str(checkup.location))}</p>"]
+    figures = [_growth(checkup), _ulps(checkup)]
+    if any(figures):
+        body += ['<h2>A long sequence in float32</h2><div class="charts">', *figures, "</div>"]
+    if checkup.rows:
+        body += ["<h2>Every axis against every other: the worst outcome</h2>", heat_map(checkup.rows), _key()]
+    if checkup.script:
+        body += [
+            f'<h2>The smallest case <button onclick="{COPY}">copy</button></h2>',
+            f'<pre id="script">{e(checkup.script)}</pre>',
+        ]
+    if diagnosis.not_offered:
+        rows = "".join(f"<tr><th>{e(probe)}</th><td>{e(why)}</td></tr>" for probe, why in lacking(checkup).items())
+        body += ["<h2>Not offered</h2>", f"<table style='text-align:left'>{rows}</table>"]
+    if checkup.notes:
+        body += ["<h2>Read as</h2>", f"<pre>{e(chr(10).join(checkup.notes))}</pre>"]
+    facts = ", ".join(f"{key} {value}" for key, value in checkup.environment.items())
+    body.append(f'<p class="muted">{e(facts)}, seed {checkup.seed}, {checkup.seconds:.1f} s</p>')
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{e(checkup.subject)}</title>'
+    )
+    return (
+        f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def heat_map(rows: list[Row]) -> str:
+    """The worst outcome of the cases that have both values; the number is how many fail."""
+    values = [
+        (axis, value)
+        for axis in AXES
+        for value in sorted({getattr(row.case, axis) for row in rows}, key=str)
+        if len({getattr(row.case, axis) for row in rows}) > 1
+    ]
+    names = [html.escape(label(axis, value)) for axis, value in values]
+    top = "".join(f'<th class="top"><span>{name}</span></th>' for name in names)
+    lines = [f"<tr><th></th>{top}</tr>"]
+    for (axis, value), name in zip(values, names, strict=True):
+        cells = []
+        for (other, wanted), other_name in zip(values, names, strict=True):
+            both = [r for r in rows if getattr(r.case, axis) == value and getattr(r.case, other) == wanted]
+            if (axis == other and value != wanted) or not both:
+                cells.append("<td></td>")
+                continue
+            worst = max((r.outcome for r in both), key=lambda outcome: (not outcome.passes, outcome))
+            failing = sum(not r.outcome.passes for r in both)
+            title = f"{name}, {other_name}: {len(both)} cases, worst {worst.label}"
+            cells.append(f'<td style="background:{COLOURS[worst]}" title="{title}">{failing or ""}</td>')
+        lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
+    return f'<div class="map"><table>{"".join(lines)}</table></div>'
+
+
+def _key() -> str:
+    items = "".join(
+        f'<span><i style="background:{colour}"></i>{outcome.label}</span>' for outcome, colour in COLOURS.items()
+    )
+    return f'<p class="key muted">{items}</p>'
+
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 24
+
+
+def _growth(checkup: Checkup) -> str:
+    """Error against step, on a logarithmic scale."""
+    if checkup.growth is None or checkup.growth.kind == "none":
+        return ""
+    shown = [(step, math.log10(error)) for step, error in enumerate(checkup.growth.errors) if 0 < error < math.inf]
+    low, high = math.floor(min(y for _, y in shown)) - 1, math.ceil(max(y for _, y in shown))
+    x_scale = (WIDTH - LEFT - 10) / max(1, len(checkup.growth.errors) - 1)
+    y_scale = (HEIGHT - BOTTOM - 10) / (high - low)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return LEFT + x * x_scale, 10 + (high - y) * y_scale
+
+    grid = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{at(0, y)[1]:.1f}" y2="{at(0, y)[1]:.1f}" stroke="#8883"/>'
+        f'<text x="{LEFT - 6}" y="{at(0, y)[1] + 4:.1f}" text-anchor="end">1e{y}</text>'
+        for y in range(low, high + 1, max(1, (high - low) // 4))
+    )
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in itertools.starmap(at, shown))
+    colour = COLOURS[Outcome.ROUNDING if checkup.growth.kind == "rounding" else Outcome.DIFFERENT]
+    dots = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{colour}"/>' for x, y in itertools.starmap(at, shown)
+    )
+    axis = "".join(
+        f'<text x="{at(step, low)[0]:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step}</text>'
+        for step in range(0, len(checkup.growth.errors), 10)
+    )
+    return (
+        f"<figure><figcaption>Relative error by step: {html.escape(str(checkup.growth))}</figcaption>"
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{grid}'
+        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>{dots}{axis}</svg></figure>'
+    )
+
+
+def _ulps(checkup: Checkup) -> str:
+    """How many numbers are how far from torch.nn's, in units in the last place."""
+    total = sum(checkup.ulps.values())
+    if not total:
+        return ""
+    ends = [*ULP_BINS, -1]
+    names = ["0", "1", "2", *(f"≤{end}" for end in ULP_BINS[3:]), "more"]
+    step = (WIDTH - 20) / len(ends)
+    tallest = max(checkup.ulps.values())
+    bars = ""
+    for k, (end, name) in enumerate(zip(ends, names, strict=True)):
+        share = checkup.ulps[end]
+        height = share / tallest * (HEIGHT - BOTTOM - 24)
+        x, y = 10 + k * step, HEIGHT - BOTTOM - height
+        likely = Outcome.ROUNDING if end <= 16 else Outcome.TOLERANCE
+        colour = COLOURS[{0: Outcome.BITWISE, -1: Outcome.DIFFERENT}.get(end, likely)]
+        bars += f'<rect x="{x + 3:.1f}" y="{y:.1f}" width="{step - 6:.1f}" height="{height:.1f}" fill="{colour}"/>'
+        bars += f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{name}</text>'
+        if share:
+            bars += f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{share / total:.0%}</text>'
+    return (
+        "<figure><figcaption>Units in the last place from torch.nn's output</figcaption>"
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{bars}</svg></figure>'
+    )
+
+
+RENDERERS = {"json": as_json, "junit": as_junit, "markdown": as_markdown, "html": as_html}
