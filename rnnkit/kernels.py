@@ -51,10 +51,13 @@ def _lerp(a: Tensor, b: Tensor, w: Tensor, out: Tensor) -> Tensor:
     return torch.sub(b, a, out=out).mul_(w).add_(a)
 
 
+_TWO = torch.tensor(2.0, dtype=torch.float32)  # a number would be converted at every call, in half its time
+
+
 def tanh_by_expm1(a: Tensor, out: Tensor) -> Tensor:
     """tanh(a) = e / (e + 2) where e = expm1(2a): within 3 units in the last place for every float32, near 0 too."""
-    e = torch.mul(a, 2, out=out).clamp_(max=80).expm1_()  # larger ones would overflow; their tanh is 1 anyway
-    return e.div_(e + 2)
+    e = torch.add(a, a, out=out).clamp_max_(80).expm1_()  # larger ones would overflow; their tanh is 1 anyway
+    return e.div_(e + _TWO)
 
 
 #: ATen's operations in ATen's order.
@@ -290,11 +293,12 @@ class GRU:
     ) -> State:
         tanh, sigmoid_, addcmul_, lerp = by
         (h,) = state
+        sections = 2 * h.size(-1), h.size(-1)
         for y, m, a, rz, r, z, n_h, n in steps:
             if accumulate:
                 accumulate(a, h)
             else:
-                of_rz, of_n = hgates(h).split_with_sizes((rz.size(-1), n.size(-1)), -1)
+                of_rz, of_n = hgates(h).split_with_sizes(sections, -1)
                 rz.add_(of_rz)
                 n_h.copy_(of_n)
             sigmoid_(rz, r, z)
