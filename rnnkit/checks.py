@@ -117,7 +117,7 @@ def check_packed_pair(
 
     expected sizes of (h_0, c_0); weights all of them
     """
-    (h, c), (layers, N, H_out), rows = hx, expected[0], weights[0].size(0)
+    (h, c), (layers, N, H_out), G = hx, expected[0], weights[0].size(0)
     # The kernel takes it from the states whether there is a projection, and counts the weights by that.
     each = 2 + 2 * bias + (h.size(2) != c.size(2))
     if len(weights) % each:
@@ -134,12 +134,12 @@ def check_packed_pair(
     if c.size(0) < layers:
         raise RuntimeError(f"Expected c_0 size(0) to be {layers} (num_layers * num_directions), but got {c.size(0)}")
     if data.dim() > 2:
-        shape = list(torch.broadcast_shapes((N, rows), (N, *data.shape[1:-1], rows)))  # type: ignore[no-untyped-call]
-        raise RuntimeError(f"output with shape {[N, rows]} doesn't match the broadcast shape {shape}")
+        shape = list(torch.broadcast_shapes((N, G), (N, *data.shape[1:-1], G)))  # type: ignore[no-untyped-call]
+        raise RuntimeError(f"output with shape {[N, G]} doesn't match the broadcast shape {shape}")
     if h.size(2) != H_out:
-        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({N}x{h.size(2)} and {H_out}x{rows})")
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({N}x{h.size(2)} and {H_out}x{G})")
     if h.size(1) == 1 != N:
-        raise RuntimeError(f"output with shape {[1, rows]} doesn't match the broadcast shape {[N, rows]}")
+        raise RuntimeError(f"output with shape {[1, G]} doesn't match the broadcast shape {[N, G]}")
     if h.size(1) != N:
         raise RuntimeError(
             f"The size of tensor a ({h.size(1)}) must match the size of tensor b ({N}) at non-singleton dimension 0"
@@ -150,10 +150,12 @@ def check_packed_pair(
             raise RuntimeError(
                 f"The size of tensor a ({a}) must match the size of tensor b ({b}) at non-singleton dimension {dim}"
             )
-    if bidirectional and c.size(1) == 1 != N:
+    if bidirectional and c.shape[1:] != expected[1][1:]:
         start = 0
-        for size in reversed(batch_sizes.tolist()):  # in reverse, as sequences begin, their rows are asked for
-            c.narrow(1, start, size - start)
+        for size in reversed(batch_sizes.tolist()):  # in reverse, as sequences begin, their rows are joined
+            rows = c[0].narrow(0, start, size - start)
+            if 0 < start < size:
+                torch.cat((rows.new_empty(0, expected[1][2]), rows))
             start = size
 
 

@@ -129,6 +129,8 @@ class RNNBase(nn.Module):
         hx = self._zeros(data, N) if hx is None else self.permute_hidden(hx, sorted_indices)
         all_weights = self._fetch_weights()
         self._check(data, hx, batch_sizes, all_weights, N)
+        if packed and self.mode == "LSTM":
+            hx = hx[0], hx[1].expand(-1, N, self.hidden_size)  # torch.nn takes a c_0 that can be broadcast
 
         output, finals = self._stack(
             data.transpose(0, 1) if self.batch_first and not packed else data,
