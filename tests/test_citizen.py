@@ -29,7 +29,7 @@ from torch import nn
 
 import rnnkit
 
-pytestmark = pytest.mark.usefixtures("native_kernels")
+pytestmark = pytest.mark.usefixtures("path")
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 ALL = [(kind, False) for kind in KINDS] + [(kind, True) for kind in CELLS]
@@ -92,7 +92,7 @@ def test_a_shallow_copy_shares_its_weights(kind, cell):
 
 @every
 @pytest.mark.parametrize("weights_only", [True, False])
-def test_a_state_dict_travels_by_file_both_ways(kind, cell, weights_only):
+def test_a_state_dict_travels_by_file_both_ways(kind, cell, weights_only, path):
     native, kit = both(kind, cell)
     for source, target in ((native, kit), (kit, native)):
         with torch.no_grad():
@@ -102,17 +102,17 @@ def test_a_state_dict_travels_by_file_both_ways(kind, cell, weights_only):
         torch.save(source.state_dict(), file)
         file.seek(0)
         target.load_state_dict(torch.load(file, weights_only=weights_only), strict=True)
-        assert_same(observe(native), observe(kit))
+        assert_same(observe(native), observe(kit), path=path)
 
 
 @every
-def test_a_state_dict_may_be_assigned(kind, cell):
+def test_a_state_dict_may_be_assigned(kind, cell, path):
     native, kit = both(kind, cell)
     weights = {name: weight * 2 for name, weight in native.state_dict().items()}
     for module in (native, kit):
         module.load_state_dict(weights, assign=True)
     assert all(weight.data_ptr() == weights[name].data_ptr() for name, weight in kit.named_parameters())
-    assert_same(observe(native), observe(kit))
+    assert_same(observe(native), observe(kit), path=path)
 
 
 @every
@@ -144,7 +144,7 @@ def test_to_empty_and_reset(kind, cell):
 
 
 @every
-def test_casts_and_moves_are_torchs(kind, cell):
+def test_casts_and_moves_are_torchs(kind, cell, path):
     native, kit = both(kind, cell)
     for cast in (
         lambda m: m.float(),
@@ -162,8 +162,8 @@ def test_casts_and_moves_are_torchs(kind, cell):
             (w.dtype, w.requires_grad) for w in native.parameters()
         ]
         assert kit.training is native.training
-        assert_same(native.state_dict(), kit.state_dict())
-    assert_same(observe(native), observe(kit))
+        assert_same(native.state_dict(), kit.state_dict(), path=path)
+    assert_same(observe(native), observe(kit), path=path)
 
 
 @every
@@ -176,7 +176,7 @@ def test_zero_grad_clears(kind, cell):
 
 
 @every
-def test_frozen_weights_get_no_gradient(kind, cell):
+def test_frozen_weights_get_no_gradient(kind, cell, path):
     results = []
     for module in both(kind, cell):
         for k, weight in enumerate(module.parameters()):
@@ -185,7 +185,7 @@ def test_frozen_weights_get_no_gradient(kind, cell):
         sum(s.pow(2).sum() for s in as_list(module(input, hx))[:1]).backward()
         results.append({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
         assert 0 < len(results[-1]) <= (1 + len(list(module.parameters()))) // 2
-    assert_same(*results)
+    assert_same(*results, path=path)
 
 
 # Processes and threads ----------------------------------------------------------------------------------------------
@@ -231,9 +231,11 @@ def test_fork(kind, cell):
     assert (output, grads) == here(kit)
 
 
-def test_spawn():
+def test_spawn(path):
     """One new interpreter for all the kinds: the modules go there by pickle, their weights in shared memory."""
     modules = nn.ModuleList([both(kind, cell)[1] for kind, cell in ALL]).share_memory()
+    for module in modules:
+        module.path = path  # the class's is not known there
     for module, (output, grads, shared) in zip(modules, elsewhere("spawn", modules), strict=True):
         assert (output, grads) == here(module)
         assert all(shared)
@@ -312,7 +314,7 @@ def shape(value):
 
 
 @every
-def test_a_hook_may_change_what_goes_in_and_what_comes_out(kind, cell):
+def test_a_hook_may_change_what_goes_in_and_what_comes_out(kind, cell, path):
     results = []
     for module in both(kind, cell):
         module.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
@@ -324,7 +326,7 @@ def test_a_hook_may_change_what_goes_in_and_what_comes_out(kind, cell):
         output = module(input, hx)
         (grad,) = torch.autograd.grad(output.sum(), input)
         results.append({"output": output, "grad": grad})
-    assert_same(*results)
+    assert_same(*results, path=path)
 
 
 # Networks and subclasses --------------------------------------------------------------------------------------------
@@ -336,7 +338,7 @@ class Last(nn.Module):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_a_sequential(kind):
+def test_in_a_sequential(kind, path):
     results = []
     for module in pair(kind, **DEEP):
         torch.manual_seed(0)
@@ -346,11 +348,11 @@ def test_in_a_sequential(kind):
         loss.backward()
         results.append({name: weight.grad for name, weight in model.named_parameters()})
         assert all(grad is not None for grad in results[-1].values())
-    assert_same(*results)
+    assert_same(*results, path=path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_subclass_may_extend_forward(kind):
+def test_a_subclass_may_extend_forward(kind, path):
     results = []
     for library in (nn, rnnkit):
         base = type(build(library, kind))
@@ -372,7 +374,7 @@ def test_a_subclass_may_extend_forward(kind):
         assert "gain" in module.state_dict()
         assert [len(weights) for weights in module.all_weights] == [4 + (kind == "LSTM-proj")] * 4
         copy.deepcopy(module)
-    assert_same(*results)
+    assert_same(*results, path=path)
 
 
 def test_a_subclass_may_check_more():
@@ -404,7 +406,7 @@ def test_a_subclass_of_a_cell():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_grad_inference_mode_and_detached_weights(kind):
+def test_no_grad_inference_mode_and_detached_weights(kind, path):
     for context in (torch.no_grad, torch.inference_mode):
         results = []
         for module in pair(kind, **DEEP):
@@ -414,7 +416,7 @@ def test_no_grad_inference_mode_and_detached_weights(kind):
             assert not output.requires_grad
             assert output.is_inference() is (context is torch.inference_mode)
             results.append({"output": output})
-        assert_same(*results)
+        assert_same(*results, path=path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
