@@ -151,7 +151,7 @@ def test_the_public_face_is_what_all_says():
 
 @pytest.mark.parametrize("module", [rnnkit, *MODULES], ids=lambda module: module.__name__)
 def test_every_public_thing_has_a_docstring(module):
-    """Modules, classes, functions; of the public classes also the methods that torch.nn's class of that name has not."""
+    """Modules, classes, functions; of the public classes also the methods that torch.nn's of that name has not."""
     assert module.__doc__
     for name, value in vars(module).items():
         if getattr(value, "__module__", "") != module.__name__ or name.startswith("_"):
