@@ -65,7 +65,7 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("packed", lambda case: case.is_packed),
     ("packed, unsorted", lambda case: case.form == "packed_unsorted"),
     ("projection", lambda case: case.kind == "LSTM-proj"),
-    ("dropout 1, one layer", lambda case: bool(case.dropout)),
+    ("dropout, one layer", lambda case: bool(case.dropout)),
 )
 QUICK_SPECIALS = ("", "one_step", "long", "wide", "noncontiguous", "frozen_input", "loss_h_n", "second_call")
 

@@ -42,6 +42,7 @@ from .variants import (
 )
 
 MARGIN = 100.0
+ALL = 0.999999999  # a dropout that leaves nothing to chance, nor divides by zero
 EXACT = Precision(torch.float64, torch.float64)
 
 
@@ -248,9 +249,9 @@ PROBES = (
     Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}, _is_turned),
     Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}, _is_turned),
     Probe("projection", ("cell",), {"kind": "LSTM-proj"}),
-    Probe("dropout 1, two layers", ("dropout",), {"dropout": "dropout_train", "layers": 2}),
-    Probe("dropout 1, one layer", ("dropout",), {"dropout": "dropout_train"}),
-    Probe("dropout 1 in eval mode", ("dropout",), {"dropout": "dropout_eval", "layers": 2}),
+    Probe("dropout, two layers", ("dropout",), {"dropout": "dropout_train", "layers": 2}),
+    Probe("dropout, one layer", ("dropout",), {"dropout": "dropout_train"}),
+    Probe("dropout in eval mode", ("dropout",), {"dropout": "dropout_eval", "layers": 2}),
 )
 CELL_PROBES = (
     Probe("no bias", ("cell",), {"bias": False}),
@@ -341,7 +342,7 @@ class Doctor:
         seeds = itertools.count(self.seed + 1000 * number)
         drawn = next(d for d in (draw(case, seed) for seed in seeds) if probe.suits(d))
         if case.dropout:
-            drawn = replace(drawn, arguments={**drawn.arguments, "dropout": 1.0})
+            drawn = replace(drawn, arguments={**drawn.arguments, "dropout": ALL})
         return case, drawn
 
     def run(self, case: Case, drawn: Draw) -> Observations:
@@ -376,7 +377,7 @@ class Doctor:
         shown = [self.run(case, drawn) for case, drawn in problems]
         seen = [_values(observations) for observations in shown]
         if not all(seen):
-            return self.refused(probe, shown[0].error or shown[1].error)
+            return self.refused(probe, *problems[0], shown[0].error or shown[1].error)
         if shown[0].error:
             self.backward_errors[probe.name] = shown[0].error
         narrow = [name for name, tensor in seen[0].items() if tensor.dtype != torch.float64]
@@ -454,8 +455,13 @@ class Doctor:
         if finding.what not in self.diagnosis.names:
             self.diagnosis.findings.append(finding)
 
-    def refused(self, probe: Probe, error: str) -> bool:
-        """The subject raised. What it refuses is not offered; but the base case it has to have."""
+    def refused(self, probe: Probe, case: Case, drawn: Draw, error: str) -> bool:
+        """The subject raised. What it refuses is not offered; but the base case it has to have, and in float64."""
+        single = Precision(torch.float32, torch.float32)
+        if observe(self.subject.namespace, replace(case, dtype="float32"), drawn, single).tensors:
+            fix = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
+            self.add(Finding("a float32 tensor in a float64 run", "", fix, f"{probe.name}: {error}"))
+            return probe is not BASE
         if probe is BASE:
             self.diagnosis.errors[probe.name] = error
             return False

@@ -201,6 +201,7 @@ class Convention:
     fix: str
     enter: Callable[[Any, Any], tuple[Any, Any]] = lambda input, hx: (input, hx)
     leave: Callable[[Any, Any], tuple[Any, Any]] = lambda output, states: (output, states)
+    with_batch_first: bool = True  # whether it still differs where batch_first is asked for
 
 
 def each(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -217,6 +218,7 @@ CONVENTIONS = (
         "input is always taken as (N, L, H_in)", "torchrl, Keras, Flax, and most tutorials",
         "take (L, N, H_in) unless batch_first is set, or say batch_first=True on torch.nn's side",
         lambda input, hx: (swapped(input), hx), lambda output, states: (swapped(output), states),
+        with_batch_first=False,
     ),
     Convention(
         "states have no dimension of layers", "most tutorials; torch.nn's own cells",
@@ -238,12 +240,13 @@ def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject
     def make(**arguments: Any) -> nn.Module:
         module = subject.make(**arguments)
         inner = module.forward
+        needed = [one for one in conventions if one.with_batch_first or not arguments.get("batch_first")]
 
         def forward(input: Any, hx: Any = None) -> Any:
-            for convention in conventions:
+            for convention in needed:
                 input, hx = convention.enter(input, hx)
             output, states = inner(input) if hx is None else inner(input, hx)
-            for convention in conventions:
+            for convention in needed:
                 output, states = convention.leave(output, states)
             return output, states
 

@@ -46,7 +46,7 @@ class Example:
     lengths: tuple[int, ...] | None = None
     batch_first: bool = False
     nonlinearity: str = "tanh"
-    dropout: float = 0.0  # 0 or 1: a probability that leaves nothing to chance
+    dropout: float = 0.0  # 0, or so near to 1 that nothing is left to chance
     training: bool = True
     is_cell: bool = False
     cotangents: dict[str, Tensor] = field(default_factory=dict)
@@ -166,6 +166,8 @@ class Definition:
                 state = tuple(torch.where(alive, new, old) for new, old in zip(state, before, strict=False))
         in_order = outputs.values() if not self.flipped_back else (outputs[t] for t in steps)
         output = stacked(in_order)
+        if "final" in self.dropped and self.drops(example):
+            state = (state[0] * 0, *state[1:])
         state = tuple(self.via(name, part) for name, part in zip(("h_n", "c_n"), state, strict=False))
         return output, self.final(state, output, reverse)
 
@@ -557,8 +559,7 @@ def _deviations() -> Iterator[Deviation]:
     between = "F.dropout(output, p, self.training) on the output of every layer but the last"
     yield from group(
         "dropout", "LGR",
-        ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}, between,
-         "opacus"),
+        ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}, between),
         ("dropout after the last layer only", {"dropped": frozenset({"last", "training"})}, between),
         ("dropout is not applied", {"dropped": frozenset()}, between, "torch.ao quantizable LSTM"),
         *((f"dropout on the recurrence {also}", {"dropped": frozenset({"training", *where, *points})}, between,
@@ -567,6 +568,8 @@ def _deviations() -> Iterator[Deviation]:
         ("dropout on the input too", {"dropped": frozenset({"between", "input", "training"})}, between),
         ("dropout on the input of every layer, of the first too and after no other",
          {"dropped": frozenset({"input", "training"})}, between, "Keras dropout"),
+        ("dropout on every new state, in the time loop",
+         {"dropped": frozenset({"between", "last", "carried", "final", "training"})}, between, "opacus"),
         ("dropout in eval mode", {"dropped": frozenset({"between"})}, between),
     )  # fmt: skip
 
