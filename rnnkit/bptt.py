@@ -58,7 +58,7 @@ class Carry:
 
     def resize(self, rows: int) -> State:
         """The state with so many rows."""
-        now = len(self.state[0])
+        now = self.state[0].size(0)
         if rows < now:
             self.waiting = tuple(torch.cat((s[rows:], w)) for s, w in zip(self.state, self.waiting, strict=True))
             self.state = tuple(s[:rows] for s in self.state)
@@ -70,7 +70,8 @@ class Carry:
 
     def whole(self) -> State:
         """All rows, in memory of their own."""
-        return tuple(torch.cat(pair) for pair in zip(self.state, self.waiting, strict=True))
+        pairs = zip(self.state, self.waiting, strict=True)
+        return tuple(torch.cat((s, w)) if w.size(0) else s.clone() for s, w in pairs)
 
 
 class Kept(NamedTuple):
@@ -98,7 +99,7 @@ class Direction:
         self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         self.spans = self.ordered(spans(sizes, checkpoint_every if self.rewrites else None))
-        self.N, self.cells = len(state[0]), weights.w_ih.size(-2) // len(equation.gates)  # H_cell
+        self.N, self.cells = state[0].size(0), weights.w_ih.size(-2) // len(equation.gates)  # H_cell
 
         # hgates can be accumulated on the igates as they are formed, but not in ATen's order, and not by oneDNN.
         w_hh = weights.w_hh
@@ -110,7 +111,8 @@ class Direction:
 
     def carry(self, state: State) -> Carry:
         """From this state of the rows of some step on. Of rows that come later, the first state waits."""
-        return Carry(state, tuple(s[len(state[0]) :] for s in self.state))
+        rows = state[0].size(0)
+        return Carry(state, tuple(s[rows:] for s in self.state))
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
         """Write the output. Return the state after the last step and what each span is to keep."""
@@ -145,7 +147,7 @@ class Direction:
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        tape = self.kernel.tape(self.igates(span), self.biases(span), len(output) if keep else self.N)
+        tape = self.kernel.tape(self.igates(span), self.biases(span), output.size(0) if keep else self.N)
         m = output.new_empty(*output.shape[:-1], self.cells) if self.project else output
         steps = iter(self.steps(span, output, m, *self.kernel.views(tape)))
         with torch.inference_mode():  # nothing in the loop concerns autograd, and calls are cheaper without
@@ -160,7 +162,7 @@ class Direction:
         total = span.rows.stop - span.rows.start
         parts: dict[int, Sequence[Tensor]] = {}
         for r in rows:
-            if id(r) not in parts and len(r) == total:
+            if id(r) not in parts and r.size(0) == total:
                 parts[id(r)] = r.unsafe_split_with_sizes(span.sizes)
             elif id(r) not in parts:
                 part = {n: r[:n] for n in set(span.sizes)}
@@ -398,9 +400,10 @@ class Layer(Function):
         return [tuple(group[fields:]) for group in groups], [Weights(*group[:fields]) for group in groups]
 
     @staticmethod
-    def directions(options: Options, input: Tensor, tensors: Sequence[Any]) -> list[Direction]:
+    def directions(
+        options: Options, input: Tensor, states: Sequence[State], weights: Sequence[Weights]
+    ) -> list[Direction]:
         equation, sizes, every, both = options
-        states, weights = Layer.grouped(equation, tensors)
         if both:
             return [Both(equation, input, sizes, states, weights, every)]
         each = zip(states, weights, (False, True), strict=False)
@@ -408,19 +411,18 @@ class Layer(Function):
 
     @staticmethod
     def run(
-        options: Options, input: Tensor, tensors: Sequence[Any], keep: bool
+        options: Options, input: Tensor, states: Sequence[State], weights: Sequence[Weights], keep: bool
     ) -> tuple[Tensor, list[Tensor], list[list[Kept]]]:
         """The output (S, D*H_out), the states after the last step, and of each direction what its way back needs."""
-        directions = Layer.directions(options, input, tensors)
-        states, _ = Layer.grouped(options.equation, tensors)
-        output = input.new_empty(len(input), sum(state[0].size(1) for state in states))
-        columns = output.chunk(len(directions), 1)
+        directions = Layer.directions(options, input, states, weights)
+        output = input.new_empty(input.size(0), sum(state[0].size(1) for state in states))
+        columns = output.chunk(len(directions), 1) if len(directions) > 1 else (output,)
         finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, columns, strict=True)), strict=True)
         return output, [s for state in finals for s in state], list(kept)
 
     @staticmethod
     def forward(ctx: Any, options: Options, input: Tensor, *tensors: Any) -> Any:
-        output, finals, kept = Layer.run(options, input, tensors, keep=True)
+        output, finals, kept = Layer.run(options, input, *Layer.grouped(options.equation, tensors), keep=True)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.count = options, len(tensors)
         ctx.form = [[(len(k.state), len(k.tape)) for k in spans] for spans in kept]
@@ -437,7 +439,7 @@ class Layer(Function):
             return None, *differentiate(ctx.options, grads, needed, (input, *tensors))
         grad_output, *grad_finals = grads
         grad_input = input.new_empty(input.shape) if needed[0] else None
-        directions = Layer.directions(ctx.options, input, tensors)
+        directions = Layer.directions(ctx.options, input, *Layer.grouped(ctx.options.equation, tensors))
         D = len(directions)
         columns = [None] * D if grad_output is None else grad_output.chunk(D, 1)
         width, finals = len(tensors) // D, len(grad_finals) // D
@@ -488,7 +490,7 @@ def stack(
     checkpoint_every  None keeps for the way back what the derivatives need, for an LSTM six numbers a step and unit.
                       A number k keeps a state every k steps instead, and takes all steps but the last once more.
     """
-    L = len(input)
+    L = input.size(0)
     sizes = list(batch_sizes) if batch_sizes is not None else [input.size(1)] * L
     output = input if batch_sizes is not None else input.flatten(0, 1)
     D, S = 2 if bidirectional else 1, len(equation.state)
@@ -496,14 +498,14 @@ def stack(
     for k in range(0, len(weights), D):
         if k and dropout:
             output = F.dropout(output, dropout)
-        pairs = zip(weights[k : k + D], states[k : k + D], strict=True)
-        tensors = [t for weight, state in pairs for t in (*weight, *state)]
-        options = Options(equation, sizes, checkpoint_every, Both.pays(sizes, weights[k : k + D]))
+        group = states[k : k + D], weights[k : k + D]
+        tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)]
+        options = Options(equation, sizes, checkpoint_every, Both.pays(sizes, group[1]))
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
             output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
-                output, flat, _ = Layer.run(options, output, tensors, keep=False)
+                output, flat, _ = Layer.run(options, output, *group, keep=False)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
