@@ -149,7 +149,9 @@ class Direction:
         if it was projected, and the tape."""
         tape = self.kernel.tape(self.igates(span), self.biases(span), output.size(0) if keep else self.N)
         m = output.new_empty(*output.shape[:-1], self.cells) if self.project else output
-        steps = iter(self.steps(span, output, m, *self.kernel.views(tape)))
+        y = self.parts(span, output)
+        views = [self.parts(span, rows) for rows in self.kernel.views(tape)]
+        steps = iter(self.steps(y, self.parts(span, m) if self.project else y, *views))
         with torch.inference_mode():  # nothing in the loop concerns autograd, and calls are cheaper without
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
@@ -157,17 +159,16 @@ class Direction:
                 )
         return m if self.project else None, tape
 
-    def steps(self, span: Span, *rows: Tensor) -> Sequence[tuple[Tensor, ...]]:
-        """For each step, in this direction's order, its part of these rows; of shorter ones the same for all steps."""
-        total = span.rows.stop - span.rows.start
-        parts: dict[int, Sequence[Tensor]] = {}
-        for r in rows:
-            if id(r) not in parts and r.size(0) == total:
-                parts[id(r)] = r.unsafe_split_with_sizes(span.sizes)
-            elif id(r) not in parts:
-                part = {n: r[:n] for n in set(span.sizes)}
-                parts[id(r)] = [part[n] for n in span.sizes]
-        return self.ordered(tuple(zip(*(parts[id(r)] for r in rows), strict=True)))
+    def parts(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
+        """For each step, in the order of time, its part of the rows; of fewer than the span has, the same each time."""
+        if rows.size(0) == span.rows.stop - span.rows.start:
+            return rows.unsafe_split_with_sizes(span.sizes)
+        part = {n: rows[:n] for n in set(span.sizes)}
+        return [part[n] for n in span.sizes]
+
+    def steps(self, *parts: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
+        """What belongs to each step, in this direction's order."""
+        return self.ordered(tuple(zip(*parts, strict=True)))
 
     def stretches(self, span: Span) -> list[tuple[int, int]]:
         """Numbers of rows, and how many steps on end have them, in this direction's order."""
@@ -180,7 +181,7 @@ class Direction:
             pairs = zip(state, after, strict=True)
             return tuple(torch.cat((rows[n:], s) if self.reverse else (s, rows[:-n])) for s, rows in pairs)
         carry, states = self.carry(state), []
-        for n, s in zip(self.ordered(span.sizes), self.steps(span, *after), strict=True):
+        for n, s in zip(self.ordered(span.sizes), self.steps(*(self.parts(span, rows) for rows in after)), strict=True):
             states.append(carry.resize(n))
             carry.state = s
         return tuple(torch.cat(rows) for rows in zip(*self.ordered(states), strict=True))
@@ -243,8 +244,9 @@ class Direction:
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
         """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
         dh is that of the output; if the output was projected, what arrives by the state is added to it."""
-        steps = self.steps(span, *(() if dh is None else (dh,)), *self.kernel.back_views(derivatives))[::-1]
-        back = iter(steps if dh is not None else [(None, *views) for views in steps])
+        arriving = [None] * len(span.sizes) if dh is None else self.parts(span, dh)
+        views = [self.parts(span, rows) for rows in self.kernel.back_views(derivatives)]
+        back = iter(self.steps(arriving, *views)[::-1])
         with torch.inference_mode():
             for n, stretch in reversed(self.stretches(span)):
                 carry.state = self.kernel.backward(
@@ -514,12 +516,17 @@ _TYPES = (Tensor, Parameter)
 _DTYPES = (torch.float32, torch.float64)
 
 
+def _large(w_hh: Tensor, h: Tensor) -> bool:
+    return matmul.by_onednn(h.size(0), w_hh.shape, w_hh.dtype)
+
+
 def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
-    """Whether `stack` may run for these arguments, here and now.
+    """Whether `stack` may run for these arguments, here and now, and pays.
 
     It is for equations that have a kernel, in float32 and float64 on a CPU, on plain tensors. Whatever looks into the
     operations or computes with something else than numbers takes the readable path: the compiler and its tracers,
-    functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast.
+    functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast. So do a few
+    small steps, which are over before this path has begun.
     """
     return (
         equation in KERNELS
@@ -531,6 +538,7 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
         and not torch.is_autocast_enabled("cpu")
         and input.dtype in _DTYPES
         and input.numel() > 0
+        and (input.size(0) >= KERNELS[equation].pays_from or _large(weights[0].w_hh, states[0][0]))
         and all(
             type(t) in _TYPES and t.dtype == input.dtype and t.is_cpu and t.layout == torch.strided
             for group in ((input,), *states, *weights)

@@ -85,6 +85,7 @@ def arithmetic(dtype: torch.dtype, elements: int) -> Arithmetic:
 
 class Kernel(Protocol):
     tapeless: bool  # the derivatives need the output, but no tape
+    pays_from: int  # small steps, by measurement; fewer are faster on the readable path
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         """What to add to igates, where hgates are accumulated on them without b_hh and `tape` sees to the rest."""
@@ -143,6 +144,7 @@ class RNN(Summed):
     """h' = tanh(a) or relu(a)."""
 
     tapeless = True
+    pays_from = 10
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
@@ -196,6 +198,7 @@ class LSTM(Summed):
     """c' = f*c + i*g, h' = o*tanh(c'). On the tape tanh(c') takes the place of g's pre-activation."""
 
     tapeless = False
+    pays_from = 5
 
     def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         g, c_next = igates.new_empty(2, rows, *igates.shape[1:-1], igates.size(-1) // 4)
@@ -267,6 +270,7 @@ class GRU:
     """n = tanh(n_i + r*n_h), h' = (h - n)*z + n. On the tape n_i moves out, to become n, and n_h takes its place."""
 
     tapeless = False
+    pays_from = 5
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         rz = b_ih.size(-1) // 3 * 2

@@ -442,7 +442,8 @@ def test_serves_plain_tensors_of_torch_nn_s_equations():
     def served(case):
         return bptt.serves(case.equation, case.input, case.states, case.weights)
 
-    assert all(served(Case(mode, dtype=dtype)) for mode in MODES for dtype in (torch.float32, torch.float64))
+    assert all(served(Case(mode, dtype=dtype, L=10)) for mode in MODES for dtype in (torch.float32, torch.float64))
+    assert not any(served(Case(mode, L=1)) for mode in MODES)  # which the readable path does sooner
     assert served(Case(packed=True, proj=2, bias=False))
     assert not any(served(Case(dtype=dtype)) for dtype in (torch.float16, torch.bfloat16, torch.complex64))
     own = Case()
