@@ -213,6 +213,7 @@ def test_complex_numbers_are_torchs(kind, form, dtype):
         assert_close(observe(native, form), observe(kit, form), atol=200 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("form", FORMS)
