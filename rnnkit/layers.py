@@ -160,7 +160,9 @@ class RNNBase(nn.Module):
         else by the readable one."""
         options = self.dropout if self.training else 0.0, self.bidirectional
         if torch.compiler.is_compiling():
-            return graph.stack(self.equation, input, states, weights, batch_sizes, *options)
+            return graph.stack(
+                self.equation, input, states, weights, batch_sizes, *options, self.path, self.checkpoint_every
+            )
         sizes = None if batch_sizes is None else batch_sizes.tolist()
         if self.path == "fast" and bptt.serves(self.equation, input, states, weights):
             return bptt.stack(self.equation, input, states, weights, sizes, *options, self.checkpoint_every)
