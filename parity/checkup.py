@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import enum
-import sys
 import time
 import traceback
 from collections import Counter
@@ -329,9 +328,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
-    """`check` and `replay`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
-    if argv[:1] == ["replay"]:
-        return replay(argv[1:])
+    """`python -m parity check`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m parity check", description="Is this module torch.nn's, and if not, why?", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -350,7 +347,7 @@ def main(argv: list[str]) -> int:
     ):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the report as {what}")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="write the smallest failing case to FILE")
-    options = parser.parse_args(argv[1:] if argv[:1] == ["check"] else argv)
+    options = parser.parse_args(argv)
     try:
         if options.target.endswith(".npz"):
             import numpy
@@ -379,7 +376,7 @@ def main(argv: list[str]) -> int:
 
 
 def replay(argv: list[str]) -> int:
-    """Run a saved case again. Exit code 0 if it no longer differs."""
+    """`python -m parity replay`: run a saved case again. Exit code 0 if it no longer differs."""
     parser = argparse.ArgumentParser(prog="python -m parity replay", description="Run a failing case again.")
     parser.add_argument("file", type=Path)
     options = parser.parse_args(argv)
@@ -395,7 +392,3 @@ def replay(argv: list[str]) -> int:
     print(f"{data['target']} differs in {name}, {case.name}\n  torch.nn: {theirs.tensors[name]}")
     print(f"  subject:  {ours.tensors.get(name, ours.error)}")
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -15,8 +15,9 @@ import torch
 from subjects import correct, gradients, grus, lstms, memory, stacks
 from torch import nn
 
-from parity import checkup as checkups
-from parity import locate, pages, shrink
+import parity
+from parity import locate, pages, shrink, testing
+from parity.__main__ import main
 from parity.checkup import Outcome, check, check_arrays
 from parity.diagnose import BASE, Doctor, Probe
 from parity.subjects import adapt
@@ -153,24 +154,24 @@ def test_the_smallest_case_is_small():
 
 def test_a_saved_case_is_replayed(tmp_path, capsys):
     file = tmp_path / "smallest.json"
-    assert checkups.main(["check", "subjects.lstms:Bare", "--replay", str(file)]) == 1
+    assert main(["check", "subjects.lstms:Bare", "--replay", str(file)]) == 1
     case, drawn = shrink.restore(file)[1:]
     assert drawn.input.shape == (1, 1, 1)
     assert case.kind == "LSTM"
     capsys.readouterr()
-    assert checkups.main(["replay", str(file)]) == 1
+    assert main(["replay", str(file)]) == 1
     assert "subjects.lstms:Bare differs in output" in capsys.readouterr().out
     saved = json.loads(file.read_text())
     file.write_text(json.dumps({**saved, "target": "subjects.correct:KernelLSTM"}))
-    assert checkups.main(["replay", str(file)]) == 0
+    assert main(["replay", str(file)]) == 0
 
 
 def test_exit_codes(capsys):
-    assert checkups.main(["check", "subjects.correct:ScriptedLSTMCell"]) == 0
-    assert checkups.main(["check", "subjects.grus:MatmulRNN"]) == 1
+    assert main(["check", "subjects.correct:ScriptedLSTMCell"]) == 0
+    assert main(["check", "subjects.grus:MatmulRNN"]) == 1
     for wrong in (["check", "subjects.nothing:X"], ["check", "subjects.lstms:Missing"], ["check", "subjects.lstms"]):
         with pytest.raises(SystemExit) as stopped:
-            checkups.main(wrong)
+            main(wrong)
         assert stopped.value.code == 2
     assert "expected PKG.MOD:NAME" in capsys.readouterr().err
 
@@ -276,9 +277,9 @@ def test_arrays_that_nothing_explains():
 def test_arrays_from_a_file(tmp_path):
     file = tmp_path / "numbers.npz"
     np.savez(file, **numbers(Variant(Order("iofg"))))
-    assert checkups.main(["check", str(file), "--as", "LSTM"]) == 1
+    assert main(["check", str(file), "--as", "LSTM"]) == 1
     np.savez(file, **numbers(Variant(Order("ifgo"))))
-    assert checkups.main(["check", str(file)]) == 0
+    assert main(["check", str(file)]) == 0
 
 
 def test_other_masks_are_not_a_mistake_and_are_said():
@@ -304,3 +305,43 @@ def test_a_cut_problem_is_a_problem_of_the_smaller_size():
     assert seen.tensors["h_n"].shape == (4, 2, 2)
     assert doctor.run(*doctor.draw(BASE, 0)).error == ""
     assert replace(small).arguments["input_size"] == 1
+
+
+# In tests of one's own, and from one run to the next
+
+
+class TestMine(testing.ParityTests):
+    subject = correct.TheGRUCell
+
+
+def test_the_base_class_fails_where_the_module_is_wrong():
+    class Mine(testing.ParityTests):
+        subject = grus.ResetFirstGRUCell
+
+    with pytest.raises(AssertionError, match="reset before the product"):
+        Mine().test_no_mistake_is_found()
+    with pytest.raises(AssertionError, match="different"):
+        Mine().test_every_case_that_is_offered_agrees()
+
+
+def test_the_package_offers_check():
+    assert parity.check is check
+    assert parity.check_arrays is check_arrays
+
+
+def test_changes_between_two_runs(tmp_path, capsys):
+    files = []
+    for cls in (correct.TheGRUCell, grus.ResetFirstGRUCell):
+        files.append(tmp_path / f"{cls.__name__}.json")
+        files[-1].write_text(pages.as_json(check(cls, raises=False)))
+    old, new = map(str, files)
+    assert main(["compare", old, old]) == 0
+    assert "nothing changed" in capsys.readouterr().out
+    assert main(["compare", old, new]) == 1
+    text = capsys.readouterr().out
+    assert "appeared: reset before the product" in text
+    assert "within rounding -> different" in text
+    assert main(["compare", new, old]) == 0
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", old, str(tmp_path / "missing.json")])
+    assert stopped.value.code == 2

@@ -1,0 +1,38 @@
+"""A base class for tests of one's own module.
+
+class TestMyLSTM(parity.testing.ParityTests):
+    subject = MyLSTM
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .checkup import Checkup, check
+from .subjects import WeightMap
+
+
+class ParityTests:
+    """Derive from it, set `subject`; the other attributes are the arguments of `parity.check`. pytest collects it."""
+
+    subject: Any = None
+    as_: str | None = None
+    weight_map: WeightMap | None = None
+    grid: str = "quick"
+    seed: int = 0
+
+    @classmethod
+    def checkup(cls) -> Checkup:
+        """The checkup, once for each class."""
+        if "_checkup" not in vars(cls):
+            options = {name: vars(cls).get(name, getattr(cls, name)) for name in ("weight_map", "grid", "seed")}
+            cls._checkup = check(vars(cls)["subject"], cls.as_, raises=False, **options)
+        return cls._checkup
+
+    def test_no_mistake_is_found(self) -> None:
+        checkup = self.checkup()
+        assert checkup.diagnosis.same, f"\n{checkup}"
+
+    def test_every_case_that_is_offered_agrees(self) -> None:
+        checkup = self.checkup()
+        assert all(row.outcome.passes for row in checkup.rows), f"\n{checkup}"
