@@ -28,7 +28,7 @@ PICTURE = {
     "recurrence": {"equations"},
     "kernels": {"equations", "matmul"},
     "bptt": {"equations", "matmul", "kernels", "recurrence"},
-    "graph": {"equations", "checks", "recurrence"},
+    "graph": {"equations", "checks", "recurrence", "bptt"},
     "cells": {"equations", "checks"},
     "layers": {"equations", "checks", "recurrence", "bptt", "graph"},
     "readable": {"cells", "layers"},
