@@ -15,6 +15,7 @@ import json
 import math
 import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -297,6 +298,8 @@ def main(argv: list[str] | None = None) -> int:
         for kind in kinds:
             for size in options.sizes:
                 cells += measure(kind, size, threads, subject, seconds, rate, options.compile, clock)
+                ratios = ", ".join(f"{cell.mode} {cell.ratio:.2f}" for cell in cells[-len(MODES) :])
+                print(f"{kind.name}, {size}: {ratios}", file=sys.stderr, flush=True)
         print(f"\n{threads} thread{'s' * (threads > 1)}, best product {2e-9 * rate:.0f} GFLOP/s\n\n{table(cells)}\n")
         print(summary(cells, kinds), flush=True)
         results += [{**asdict(cell), "ratio": cell.ratio} for cell in cells]

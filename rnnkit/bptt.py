@@ -437,8 +437,12 @@ class Layer(Function):
         input, output, *saved = ctx.saved_tensors
         tensors, flat = saved[: ctx.count], iter(saved[ctx.count :])
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # which it is in here only if these gradients are to be differentiated, too
+        # Gradients are enabled in here only if these ones are to be differentiated, too.
+        if torch.is_grad_enabled() or any(g is not None and not plain(g) for g in grads):
             return None, *differentiate(ctx.options, grads, needed, (input, *tensors))
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return Layer.backward(ctx, *grads)
         grad_output, *grad_finals = grads
         grad_input = input.new_empty(input.shape) if needed[0] else None
         directions = Layer.directions(ctx.options, input, *Layer.grouped(ctx.options.equation, tensors))
@@ -490,8 +494,11 @@ def stack(
     """recurrence.stack by this path. Arguments and results are as there; `serves` says which arguments it is for.
 
     checkpoint_every  None keeps for the way back what the derivatives need, for an LSTM six numbers a step and unit.
-                      A number k keeps a state every k steps instead, and takes all steps but the last once more.
+                      A number k keeps a state every k steps instead, and takes all steps once more on the way back.
+                      Raises ValueError for a number below 1.
     """
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be None or a positive number of steps, got {checkpoint_every}")
     L = input.size(0)
     sizes = list(batch_sizes) if batch_sizes is not None else [input.size(1)] * L
     output = input if batch_sizes is not None else input.flatten(0, 1)
@@ -512,8 +519,15 @@ def stack(
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
 
-_TYPES = (Tensor, Parameter)
-_DTYPES = (torch.float32, torch.float64)
+def plain(tensor: Tensor) -> bool:
+    """Whether it is a strided tensor on a CPU and nothing else."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
 def _large(w_hh: Tensor, h: Tensor) -> bool:
@@ -536,11 +550,11 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and input.dtype in _DTYPES
+        and input.dtype in (torch.float32, torch.float64)
         and input.numel() > 0
         and (input.size(0) >= KERNELS[equation].pays_from or _large(weights[0].w_hh, states[0][0]))
         and all(
-            type(t) in _TYPES and t.dtype == input.dtype and t.is_cpu and t.layout == torch.strided
+            plain(t) and t.dtype == input.dtype
             for group in ((input,), *states, *weights)
             for t in group
             if t is not None

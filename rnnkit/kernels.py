@@ -51,7 +51,9 @@ def _lerp(a: Tensor, b: Tensor, w: Tensor, out: Tensor) -> Tensor:
     return torch.sub(b, a, out=out).mul_(w).add_(a)
 
 
-_TWO = torch.tensor(2.0, dtype=torch.float32)  # a number would be converted at every call, in half its time
+_TWO = torch.tensor(
+    2.0, dtype=torch.float32, device="cpu"
+)  # a number would be converted at every call, in half its time
 
 
 def tanh_by_expm1(a: Tensor, out: Tensor) -> Tensor:
@@ -72,7 +74,8 @@ FAST = FEW._replace(tanh=tanh_by_expm1)
 def _expm1_pays() -> bool:
     """Whether tanh by expm1 beats torch.tanh on many elements: it does where MKL, which torch calls, has a slow one."""
     with torch.no_grad():
-        a, out = torch.linspace(-2, 2, 2**14), torch.empty(2**14)
+        a = torch.linspace(-2, 2, 2**14, dtype=torch.float32, device="cpu")
+        out = torch.empty_like(a)
         return matmul.seconds(lambda: tanh_by_expm1(a, out)) < matmul.seconds(lambda: torch.tanh(a, out=out))
 
 

@@ -43,7 +43,7 @@ def _threshold(threads: int) -> float:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
         return float("inf")
     with torch.no_grad():
-        one, x, w = torch.ones(8, 8), torch.ones(64, 256), torch.ones(512, 256)
+        one, x, w = (torch.ones(n, k, dtype=torch.float32, device="cpu") for n, k in ((8, 8), (64, 256), (512, 256)))
         packed = _pack(w, len(x))
         call = seconds(lambda: _onednn(one, one)) - seconds(lambda: F.linear(one, one))
         gain = seconds(lambda: F.linear(x, w)) - seconds(lambda: _onednn(x, packed)) + call
