@@ -168,7 +168,9 @@ def examine(subject: Subject, size: str, seed: int) -> Checkup:
     offered = doctor.subject.namespace
     if BASE.name in diagnosis.errors:
         return checkup
-    chosen = cases(subject, diagnosis, size)
+    if doctor.output_alone:
+        diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
+    chosen = [] if doctor.output_alone else cases(subject, diagnosis, size)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu")
         if not relu.run(*relu.draw(BASE, 0)).tensors:
@@ -303,9 +305,9 @@ def check_arrays(
     else:
         diagnosis.variant = found.best
         margin = "nothing else fits" if found.runner_up == float("inf") else f"the next is {found.runner_up:.1e} away"
-        for what, fix in zip(found.best.parts, found.best.fixes, strict=True):
+        for what, where, fix in zip(found.best.parts, found.best.wheres, found.best.fixes, strict=True):
             diagnosis.findings.append(
-                Finding(what, found.best.where, fix, f"reproduced to {found.distance:.0e}; {margin}")
+                Finding(what, found.best.system or where, fix, f"reproduced to {found.distance:.0e}; {margin}")
             )
     checkup = Checkup("the arrays", kind + "Cell" * is_cell, diagnosis)
     worst = diagnosing.distance(usual, seen).item()

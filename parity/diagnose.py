@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .grid import Case
-from .run import Draw, Observations, Precision, draw, observe
-from .subjects import CONVENTIONS, Convention, Subject, translated
+from .run import Draw, Observations, Precision, build, draw, observe
+from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, translated
 from .variants import (
     CATALOGUE,
     GATES,
@@ -206,7 +206,7 @@ def equivalent(first: Variant, second: Variant, example: Example) -> bool:
 
 def _is_square(drawn: Draw) -> bool:
     """As many rows as slots, so that a transposed state has the same shape."""
-    return drawn.hx[0].size(0) == drawn.hx[0].size(1)
+    return not drawn.hx or drawn.hx[0].size(0) == drawn.hx[0].size(1)
 
 
 def _is_turned(drawn: Draw) -> bool:
@@ -320,6 +320,7 @@ class Doctor:
         self.base = plain(subject.kind)
         self.also: tuple[Variant, ...] = ()
         self.exact = True  # no dtype slip was found, so that gradients can be compared
+        self.output_alone = False
         self.always: dict[str, Any] = {}  # options that every probe has, because the subject needs them
         self.backward_errors: dict[str, str] = {}
 
@@ -330,8 +331,9 @@ class Doctor:
             for probe in CELL_PROBES if self.subject.is_cell else PROBES:
                 if probe.name != "projection" or self.subject.kind == "LSTM":
                     self.look(probe)
-            self.facts()
-            self.gradients()
+            if not self.output_alone:
+                self.facts()
+                self.gradients()
             diagnosis.variant = self.base
         diagnosis.subject = self.subject
         return diagnosis
@@ -346,30 +348,56 @@ class Doctor:
         return case, drawn
 
     def run(self, case: Case, drawn: Draw) -> Observations:
+        if self.output_alone:
+            return self.output_of(case, drawn)
         return observe(self.subject.namespace, case, drawn, EXACT)
+
+    def output_of(self, case: Case, drawn: Draw) -> Observations:
+        """What a subject shows that returns no states."""
+        seen = Observations()
+        if case.is_packed:
+            seen.error = "not looked at where output is returned alone"
+            return seen
+        try:
+            module = build(self.subject.namespace, case, drawn, EXACT)
+            hx = drawn.hx if len(drawn.hx) < 2 else (drawn.hx,)
+            with torch.no_grad():
+                result = module(drawn.input.clone(), *hx)
+        except Exception as error:  # whatever a subject raises is an observation
+            seen.error = f"{type(error).__name__}: {error}"
+            return seen
+        if isinstance(result, Tensor):
+            seen.tensors["output"] = result
+        else:
+            seen.error = f"forward returns {type(result).__name__}"
+        return seen
 
     def settle(self) -> None:
         """Find out in which shapes the subject takes its arguments, and whether it takes a state at all."""
-        case, drawn = self.draw(BASE, 0)
-        usual = plain(self.subject.kind).run(example_of(case, drawn))
         subject = self.subject
 
         def fits(conventions: tuple[Convention, ...]) -> bool:
             self.subject = translated(subject, conventions) if conventions else subject
-            seen = _values(self.run(case, drawn))
-            return {name: t.shape for name, t in seen.items()} == {name: t.shape for name, t in usual.items()}
+            shapes = {name: t.shape for name, t in plain(subject.kind).run(example_of(case, drawn)).items()}
+            expected = {"output": shapes["output"]} if self.output_alone else shapes
+            return {name: t.shape for name, t in _values(self.run(case, drawn)).items()} == expected
 
-        for hx in (True, False):
-            for conventions in _some(CONVENTIONS if not subject.is_cell else (), 2):
-                if fits(conventions):
-                    for convention in conventions:
-                        self.add(Finding(convention.name, convention.where, convention.fix, "seen by the shapes"))
-                    if not hx:
-                        self.always = {"hx": False}
-                        self.diagnosis.not_offered["hx"] = "forward takes no state"
-                    return
-            case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
-        self.subject = subject
+        known = CELL_CONVENTIONS if subject.is_cell else CONVENTIONS
+        for self.output_alone, hx in itertools.product((False,) if subject.is_cell else (False, True), (True, False)):
+            case, drawn = self.draw(replace(BASE, options={"hx": hx}), 0)
+            chosen = next((conventions for conventions in _some(known, 3) if fits(conventions)), None)
+            if chosen is not None:
+                for convention in chosen:
+                    self.add(Finding(convention.name, convention.where, convention.fix, "seen by the shapes"))
+                if not hx:
+                    self.always = {"hx": False}
+                    self.diagnosis.not_offered["hx"] = "forward takes no state"
+                if self.output_alone:
+                    fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
+                    self.add(Finding("output is returned alone, without the states", "Keras", fix, "seen by the type"))
+                    self.exact = False
+                return
+        self.subject, self.output_alone = subject, False
 
     def look(self, probe: Probe) -> bool:
         """Run the subject on a probe; record what is found. False if it cannot be explained."""
@@ -411,7 +439,7 @@ class Doctor:
 
     def unexplained(self, probe: Probe, found: Search, example: Example, seen: dict[str, Tensor]) -> bool:
         usual = self.base.run(example)
-        for name in usual:
+        for name in ("output",) if self.output_alone else usual:
             if name not in seen or seen[name].shape != usual[name].shape:
                 shape = f"has shape {list(seen[name].shape)}" if name in seen else "is missing"
                 self.add(Finding(
@@ -444,12 +472,10 @@ class Doctor:
 
     def name(self, variant: Variant, parts: Sequence[str], evidence: str) -> None:
         """Record `parts` of a variant as findings, each with its own systems; a whole system's habits with its name."""
-        known = variant.where if len(parts) == variant.size else ""
-        single = {deviation.name: deviation.where for deviation in variant.deviations}
-        single[str(variant.order)] = Variant(variant.order).where
-        for what, fix in zip(variant.parts, variant.fixes, strict=True):
+        system = variant.system if len(parts) == variant.size else ""
+        for what, where, fix in zip(variant.parts, variant.wheres, variant.fixes, strict=True):
             if what in parts:
-                self.add(Finding(what, known or single[what], fix, evidence))
+                self.add(Finding(what, system or where, fix, evidence))
 
     def add(self, finding: Finding) -> None:
         if finding.what not in self.diagnosis.names:
@@ -520,9 +546,9 @@ class Doctor:
 
     def memory(self) -> None:
         """Call the same module twice: the second result must be the first."""
-        _, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
+        case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
         try:
-            module = self.subject.make(**drawn.arguments, dtype=torch.float64).eval()
+            module = build(self.subject.namespace, case, drawn, EXACT).eval()
             first, second = (list(_flatten(module(drawn.input.clone()))) for _ in range(2))
         except Exception:  # a call without a state is not offered, which is said elsewhere
             return

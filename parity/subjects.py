@@ -13,6 +13,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -100,7 +101,7 @@ def _module(
 ) -> nn.Module:
     arguments = dict(arguments)
     dtype = arguments.pop("dtype", None) or torch.float32
-    reference = getattr(nn, class_name)(**arguments, device="meta")
+    reference = _reference(class_name, arguments)
     shapes = {name: tuple(parameter.shape) for name, parameter in reference.named_parameters()}
     module = _construct(cls, arguments).to(dtype)
     own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -117,12 +118,20 @@ def _module(
     return MappedSubject(module, reference, weight_map, dtype)
 
 
+def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
+    """torch.nn's module, for the names and shapes of its parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dropout in one layer
+        module: nn.Module = getattr(nn, class_name)(**arguments, device="meta")
+    return module
+
+
 def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
     """The layout, inferred at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
     clear = {**arguments, "input_size": 5, "hidden_size": 7}
     own, shapes = (
         {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        for module in (_construct(cls, clear), getattr(nn, class_name)(**clear, device="meta"))
+        for module in (_construct(cls, clear), _reference(class_name, clear))
     )
     return infer(own, shapes, class_name.removesuffix("Cell"))
 
@@ -154,11 +163,11 @@ class MappedSubject(nn.Module):
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input: Any, *hx: Any) -> Any:
         (inner,) = self.hidden
         weights = self.weight_map(dict(self.named_parameters()))
         inner.train(self.training)
-        return torch.func.functional_call(inner, weights, (input,) if hx is None else (input, hx))
+        return torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
 
 
 class FunctionSubject(nn.Module):
@@ -171,7 +180,7 @@ class FunctionSubject(nn.Module):
                 raise NotOfferedError(f"a function has no {name}")
         dtype = arguments.get("dtype") or torch.float32
         options = {name: value for name, value in arguments.items() if name != "dtype"}
-        reference = getattr(nn, class_name)(**options, device="meta")
+        reference = _reference(class_name, options)
         for name, parameter in reference.named_parameters():
             setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
         self.sizes = [parameters[1].size(-1), reference.hidden_size] if (parameters := list(self.parameters())) else []
@@ -194,44 +203,76 @@ class FunctionSubject(nn.Module):
 
 @dataclass(frozen=True)
 class Convention:
-    """Another way to pass the same tensors. `enter` makes the subject's arguments of torch.nn's, `leave` undoes it."""
+    """Another way to pass the same tensors: from torch.nn's arguments to the subject's, and from its result back."""
 
     name: str
     where: str
     fix: str
-    enter: Callable[[Any, Any], tuple[Any, Any]] = lambda input, hx: (input, hx)
-    leave: Callable[[Any, Any], tuple[Any, Any]] = lambda output, states: (output, states)
+    enter: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arguments: arguments
+    leave: Callable[[Any], Any] = lambda result: result
     with_batch_first: bool = True  # whether it still differs where batch_first is asked for
-
-
-def each(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    """`function` of a state, or of both of a pair, or of none."""
-    return lambda hx: tuple(map(function, hx)) if isinstance(hx, tuple) else hx if hx is None else function(hx)
 
 
 def swapped(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1)
 
 
+def first(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """`function` of the input among arguments, of the output in a result (which may be alone)."""
+    return lambda parts: function(parts) if isinstance(parts, Tensor) else (function(parts[0]), *parts[1:])
+
+
+def rest(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """`function` of the states among arguments or in a result, as far as there are any."""
+
+    def each(state: Any) -> Any:
+        return tuple(map(each, state)) if isinstance(state, (tuple, list)) else function(state)
+
+    return lambda parts: parts if isinstance(parts, Tensor) else (parts[0], *map(each, parts[1:]))
+
+
+def side_by_side(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """(input, (h_0, c_0)) -> (input, h_0, c_0)"""
+    return (parts[0], *parts[1]) if len(parts) > 1 and isinstance(parts[1], tuple) else parts
+
+
+def paired(result: Any) -> Any:
+    """(output, h_n, c_n) -> (output, (h_n, c_n))"""
+    return (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and len(result) == 3 else result
+
+
+def state_of_pair(result: Any) -> Any:
+    """(h, state) -> state"""
+    return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
+
+
+#: Of layers. Those that change how many arguments there are come first.
 CONVENTIONS = (
+    Convention(
+        "h_n and c_n are returned side by side", "Keras with return_state", "return output, (h_n, c_n)", leave=paired,
+    ),
+    Convention(
+        "h_0 and c_0 are taken side by side", "", "take one argument hx, a pair: h_0, c_0 = hx", side_by_side,
+    ),
     Convention(
         "input is always taken as (N, L, H_in)", "torchrl, Keras, Flax, and most tutorials",
         "take (L, N, H_in) unless batch_first is set, or say batch_first=True on torch.nn's side",
-        lambda input, hx: (swapped(input), hx), lambda output, states: (swapped(output), states),
-        with_batch_first=False,
+        first(swapped), first(swapped), with_batch_first=False,
     ),
     Convention(
         "states have no dimension of layers", "most tutorials; torch.nn's own cells",
         "take hx[0] and return h_n.unsqueeze(0): torch.nn's states are (D * layers, N, H)",
-        lambda input, hx: (input, each(lambda h: h.squeeze(0))(hx)),
-        lambda output, states: (output, each(lambda h: h.unsqueeze(0))(states)),
+        rest(lambda h: h.squeeze(0)), rest(lambda h: h.unsqueeze(0)),
     ),
     Convention(
         "states are (N, D * layers, H)", "torchrl, OpenVINO",
-        "transpose the states: torch.nn's are (D * layers, N, H)",
-        lambda input, hx: (input, each(swapped)(hx)), lambda output, states: (output, each(swapped)(states)),
+        "transpose the states: torch.nn's are (D * layers, N, H)", rest(swapped), rest(swapped),
     ),
 )  # fmt: skip
+CELL_CONVENTIONS = (
+    Convention("a cell returns output and state", "Keras, Flax, Haiku", "return the state alone", leave=state_of_pair),
+    Convention("h_0 and c_0 are taken side by side", "", "take one argument hx, a pair: h_0, c_0 = hx", side_by_side),
+)
 
 
 def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject:
@@ -243,12 +284,13 @@ def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject
         needed = [one for one in conventions if one.with_batch_first or not arguments.get("batch_first")]
 
         def forward(input: Any, hx: Any = None) -> Any:
+            passed: tuple[Any, ...] = (input,) if hx is None else (input, hx)
+            for convention in reversed(needed):
+                passed = convention.enter(passed)
+            result = inner(*passed)
             for convention in needed:
-                input, hx = convention.enter(input, hx)
-            output, states = inner(input) if hx is None else inner(input, hx)
-            for convention in needed:
-                output, states = convention.leave(output, states)
-            return output, states
+                result = convention.leave(result)
+            return result
 
         module.forward = forward  # type: ignore[method-assign]
         return module

@@ -107,7 +107,7 @@ class Definition:
     dropped: frozenset[str] = frozenset({"between", "training"})
     # batches
     ragged: bool = True  # rows end at their own lengths
-    batch_first: bool = True  # honoured
+    batch_first: str = "as asked"  # or never, or always
     enter: Callable[[Tensor, Tensor, Example], Tensor] = same  # (hx, sorted_indices, ...) -> hx as it is used
     leave: Callable[[Tensor, Tensor], Tensor] = same
     result: Callable[[dict[str, Tensor], Example], dict[str, Tensor]] = same
@@ -228,7 +228,8 @@ class Definition:
         return results
 
     def _run(self, example: Example, rows: Tensor | None) -> dict[str, Tensor]:
-        batch_dim = 0 if example.batch_first and self.batch_first else 1
+        batch_first = example.batch_first if self.batch_first == "as asked" else self.batch_first == "always"
+        batch_dim = 0 if batch_first else 1
         x, unbatched = example.input, example.input.dim() == (1 if example.is_cell else 2)
         x = x.unsqueeze(0) if example.is_cell else x  # a cell is one step
         x = x.unsqueeze(1) if unbatched else x
@@ -424,6 +425,9 @@ def _deviations() -> Iterator[Deviation]:
          "assign the new state to the variable that the next step reads"),
         ("output is the state before the step", {"shown": lambda after, before: before[0]},
          "append h after the step, not before it"),
+        ("input is always taken as (N, L, H_in)", {"batch_first": "always"},
+         "take (L, N, H_in) unless batch_first is set, or say batch_first=True on torch.nn's side",
+         "torchrl, Keras, Flax, and most tutorials"),
         ("h_0 is ignored", {"start": zeroed(0)}, "begin with the h that hx holds"),
     )  # fmt: skip
     yield from group(
@@ -545,7 +549,7 @@ def _deviations() -> Iterator[Deviation]:
         ("h_0 and h_n of a packed batch are in sorted order",
          {"enter": lambda h, order, example: h[..., inverse(order), :], "leave": lambda h, order: h[..., order, :]},
          "hx.index_select(1, sorted_indices) before the loop, h_n.index_select(1, unsorted_indices) after it"),
-        ("batch_first is ignored", {"batch_first": False},
+        ("batch_first is ignored", {"batch_first": "never"},
          "transpose the first two dimensions before and after the loop"),
         ("h_n is transposed for batch_first", {"result": moved_states},
          "batch_first concerns input and output only: h_n is (D * layers, N, H) all the same", "Keras"),
@@ -673,17 +677,16 @@ class Variant:
         return " and ".join(self.parts) or "torch.nn's definition"
 
     @property
-    def where(self) -> str:
-        """The systems that do exactly this, or else those that do each part of it."""
+    def system(self) -> str:
+        """The systems that do exactly this."""
         names = {deviation.name for deviation in self.deviations}
-        exact = [system for system, order, also in SYSTEMS if order == self.order and set(also) == names]
-        if exact or self.size == 0:
-            return "; ".join(exact)
-        parts = [f"{deviation.name}: {deviation.where}" for deviation in self.deviations if deviation.where]
-        if not self.order.plain:
-            alike = [system for system, order, _ in SYSTEMS if order == self.order]
-            parts = [f"{self.order}: {'; '.join(alike)}"] * bool(alike) + parts
-        return parts[0].split(": ", 1)[1] if self.size == 1 and parts else "; ".join(parts)
+        return "; ".join(name for name, order, also in SYSTEMS if order == self.order and set(also) == names)
+
+    @property
+    def wheres(self) -> tuple[str, ...]:
+        """For each part, the systems of which it is the convention, whatever else they do."""
+        alike = "; ".join(dict.fromkeys(name for name, order, _ in SYSTEMS if order == self.order))
+        return (alike,) * (not self.order.plain) + tuple(deviation.where for deviation in self.deviations)
 
     @property
     def fixes(self) -> tuple[str, ...]:

@@ -156,6 +156,44 @@ class TutorialRNN(FlatStateGRU):
         return output.transpose(0, 1), h
 
 
+class TripleLSTM(TidyLSTM):
+    """Takes and returns h and c side by side."""
+
+    def forward(self, x, h, c):
+        output, (h, c) = super().forward(x, (h, c))
+        return output, h, c
+
+
+class SequenceGRU(nn.Module):
+    """Batch first, no state in, output alone out; and its gates in Keras's order."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.H = hidden_size
+        self.x2h, self.h2h = nn.Linear(input_size, 3 * hidden_size), nn.Linear(hidden_size, 3 * hidden_size)
+
+    def forward(self, x):
+        h, outputs = x.new_zeros(x.size(0), self.H), []
+        for x_t in x.unbind(1):
+            (xz, xr, xn), (hz, hr, hn) = self.x2h(x_t).chunk(3, -1), self.h2h(h).chunk(3, -1)
+            z, r = torch.sigmoid(xz + hz), torch.sigmoid(xr + hr)
+            h = torch.lerp(torch.tanh(xn + r * hn), h, z)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class PairLSTMCell(nn.Module):
+    """Returns its output beside its state."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.inner = nn.LSTMCell(input_size, hidden_size)
+
+    def forward(self, x, state):
+        h, c = self.inner(x, state)
+        return h, (h, c)
+
+
 EXPECTED = [
     (ViewLSTM, "h_n shares memory with output"),
     (InPlaceStateLSTM, "h_0 is written to", "c_0 is written to"),
@@ -166,6 +204,14 @@ EXPECTED = [
     (FloatWeightRNN, "w_hh passes through float32"),
     (BatchFirstLSTM, "input is always taken as (N, L, H_in)"),
     (FlatStateGRU, "states have no dimension of layers"),
+    (TripleLSTM, "h_n and c_n are returned side by side", "h_0 and c_0 are taken side by side"),
+    (
+        SequenceGRU,
+        "output is returned alone, without the states",
+        "gates in the order z r n",
+        "input is always taken as (N, L, H_in)",
+    ),
+    (PairLSTMCell, "a cell returns output and state"),
     (TutorialRNN, "input is always taken as (N, L, H_in)", "states have no dimension of layers"),
 ]
 CORRECT = [TidyLSTM]
