@@ -5,6 +5,7 @@
     compare   observations -> differences, with a verdict each
     contract  everything that is not a number: signatures, keys, messages
     faults    planted mistakes, which the above must find
+    selftest  that each is found, and that no part of the harness can be missing
     engine    many cases on several processes
     report    text and JSON
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -15,9 +16,9 @@ from . import report
 from .compare import Result
 from .contract import CLASSES, Answer, ask, contract, questions, shown
 from .engine import results
-from .faults import selftest
 from .grid import Case, grid, quick, select
 from .run import load
+from .selftest import selftest
 
 EPILOG = """\
 examples:
@@ -27,11 +28,26 @@ examples:
   python -m parity -k contract                       signatures, keys, messages only
   python -m parity --ask "LSTM(3, 4) | x(5, 2, 7)"   one question, both answers
   python -m parity --subject mypackage.rnn           any module that offers the six classes
+  python -m parity check mypackage.rnn:MyLSTM        is one class, function or .npz file torch.nn's, and if not, why?
+more, each with a --help of its own: check, replay, compare, matrix, speed
 """
+
+#: The first word of a command line -> where its `main` is.
+COMMANDS = {
+    "check": ("checkup", "main"),
+    "replay": ("checkup", "replay"),
+    "compare": ("changes", "main"),
+    "matrix": ("matrix", "main"),
+    "speed": ("speed", "main"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: no difference. 1: a difference, or a planted fault that was not found. 2: wrong usage."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        module, function = COMMANDS[argv[0]]
+        return int(getattr(importlib.import_module(f".{module}", __package__), function)(argv[1:]))
     parser = argparse.ArgumentParser(
         prog="python -m parity",
         description="Is the subject torch.nn? Six classes, case by case: values, gradients, contract.",
@@ -47,11 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict to FILE")
     parser.add_argument("--ask", metavar="QUESTION", help="ask torch.nn and the subject one question of the contract")
     parser.add_argument("--selftest", action="store_true", help="plant mistakes and see that each is found")
+    parser.add_argument("--verbose", action="store_true", help="with --selftest: a line for each mistake")
     options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
     if options.selftest:
-        return report.print_selftest(selftest(options.jobs))
+        return selftest(options.jobs, options.verbose)
 
     with_contract = options.k in (None, "contract")
     cases = _cases(parser, options)

@@ -1,8 +1,8 @@
-"""Planted mistakes, and the proof that the harness finds each of them: `python -m parity --selftest`.
+"""Planted mistakes: what the harness must find (`python -m parity --selftest`).
 
 `Plain` is a correct implementation of all six classes, as short as can be: torch.nn's constructors, one loop. A fault
 is a subclass that changes a few lines of it. `Plain` itself must not be accused, nor must `Reordered`, which adds in
-another order: so a kill is due to the mistake and to nothing else.
+another order: so a find is due to the mistake and to nothing else.
 
 This module also is a subject: `python -m parity --subject parity.faults` runs the whole grid on `Plain`.
 """
@@ -11,11 +11,10 @@ This module also is a subject: `python -m parity --subject parity.faults` runs t
 
 from __future__ import annotations
 
-import multiprocessing
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -23,10 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-
-from .compare import Verdict, judge
-from .contract import CLASSES, Agreement, contract
-from .grid import Case, grid, quick, select
 
 State = tuple[Tensor, ...]
 
@@ -49,6 +44,9 @@ class Plain:
     def sigmoid(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
 
+    def candidate(self, g: Tensor) -> Tensor:
+        return torch.tanh(g)
+
     def squash(self, c: Tensor) -> Tensor:
         return torch.tanh(c)
 
@@ -56,8 +54,10 @@ class Plain:
         return (getattr(torch, self.nonlinearity)(hgates + igates),)
 
     def lstm(self, igates: Tensor, hgates: Tensor, state: State) -> State:
-        i, f, g, o = self.in_order(self.lstm_order, "ifgo", hgates + igates)
-        c = self.sigmoid(f) * state[1] + self.sigmoid(i) * torch.tanh(g)
+        return self.remember(*self.in_order(self.lstm_order, "ifgo", hgates + igates), state[1])
+
+    def remember(self, i: Tensor, f: Tensor, g: Tensor, o: Tensor, c: Tensor) -> State:
+        c = self.sigmoid(f) * c + self.sigmoid(i) * self.candidate(g)
         return self.sigmoid(o) * self.squash(c), c
 
     def gru(self, igates: Tensor, hgates: Tensor, state: State) -> State:
@@ -204,51 +204,119 @@ globals().update(vars(implementation(Plain)))
 @dataclass(frozen=True)
 class Fault:
     name: str
-    family: str  # the initials of the classes that show it: R, L, G
+    level: str
+    classes: tuple[str, ...]  # that make the mistake
     mixin: type
     where: str = ""  # where it is looked for first: an expression as for -k, or "contract"
 
 
 FAULTS: list[Fault] = []
+INITIALS = {"R": "RNN", "L": "LSTM", "G": "GRU", "r": "RNNCell", "l": "LSTMCell", "g": "GRUCell"}
+EVERYWHERE = "".join(INITIALS)
+LEVEL = ""  # of the faults that follow
 
 
-def fault(name: str, family: str = "RLG", where: str = "") -> Callable[[type], type]:
+def fault(name: str, initials: str = "RLG", where: str = "") -> Callable[[type], type]:
     def register(mixin: type) -> type:
-        FAULTS.append(Fault(name, family, mixin, where))
+        FAULTS.append(Fault(name, LEVEL, tuple(INITIALS[initial] for initial in initials), mixin, where))
         return mixin
 
     return register
 
 
-# In a step ----------------------------------------------------------------------------------------------------------
+def plant(name: str, initials: str = "RLG", where: str = "", **methods: Any) -> None:
+    """A fault that is short: methods (or attributes) of `Plain` that are replaced."""
+    fault(name, initials, where)(type("", (Plain,), methods))
+
+
+def nudge(tensor: Tensor, target: Tensor) -> Tensor:
+    """A ten-thousandth of the way to `target`, and no sign of it in the gradient."""
+    return tensor + (1e-4 * (target - tensor)).detach()
+
+
+LEVEL = "in a step"  # -------------------------------------------------------------------------------------------------
 
 LSTM_ORDERS = {"iofg": "ONNX", "igfo": "Haiku", "ifog": "CoreML", "gifo": "Chainer", "figo": "OpenVINO"}
 for order, system in LSTM_ORDERS.items():
-    fault(f"gates in the order {' '.join(order)} ({system})", "L")(type("", (Plain,), {"lstm_order": order}))
-fault("gates in the order z r n (Keras, ONNX)", "G")(type("", (Plain,), {"gru_order": "zrn"}))
+    plant(f"gates in the order {' '.join(order)} ({system})", "Ll", lstm_order=order)
+for order, system in {"zrn": "Keras, ONNX", "nzr": "reversed", "rnz": "z last"}.items():
+    plant(f"gates in the order {' '.join(order)} ({system})", "Gg", gru_order=order)
 
 
-@fault("forget gate + 1", "L")
+def lstm(name: str, remember: Callable[..., State]) -> None:
+    plant(name, "Ll", remember=remember)
+
+
+def gru(name: str, mix: Callable[..., Tensor]) -> None:
+    plant(name, "Gg", mix=mix)
+
+
+def rnn(name: str, function: Callable[..., Tensor], where: str = "") -> None:
+    """`function` of the sum of both products, the state, and the name of the nonlinearity."""
+    plant(name, "Rr", where, rnn=lambda self, i, h, s: (function(i + h, s[0], getattr(torch, self.nonlinearity)),))
+
+
+lstm("one gate for both, i = 1 - f", lambda self, i, f, g, o, c: Plain.remember(self, -f, f, g, o, c))
+lstm("nothing is forgotten, f = 1", lambda self, i, f, g, o, c: Plain.remember(self, i, f + 1000, g, o, c))
+lstm("the input gate left out, i = 1", lambda self, i, f, g, o, c: Plain.remember(self, i + 1000, f, g, o, c))
+lstm("o looks at c (a peephole)", lambda self, i, f, g, o, c: Plain.remember(self, i, f, g, o + 0.1 * c, c))
+plant("g without its tanh", "Ll", candidate=lambda self, g: g)
+plant("g by a sigmoid", "Ll", candidate=lambda self, g: torch.sigmoid(g))
+plant("c by a sigmoid on its way to h", "Ll", squash=lambda self, c: torch.sigmoid(c))
+gru("reset on the input's part too", lambda self, r, z, i, h, s: Plain.mix(self, r, z, r * i, h, s))
+gru("no reset gate", lambda self, r, z, i, h, s: Plain.mix(self, torch.ones_like(r), z, i, h, s))
+gru("the state reset in the mixture too", lambda self, r, z, i, h, s: Plain.mix(self, r, z, i, h, r * s))
+gru("the candidate added, not mixed in", lambda self, r, z, i, h, s: s + (1 - z) * torch.tanh(i + r * h))
+gru("the candidate without its tanh", lambda self, r, z, i, h, s: (1 - z) * (i + r * h) + z * s)
+rnn("the nonlinearity twice", lambda x, h, f: torch.tanh(f(x)))
+rnn("no nonlinearity", lambda x, h, f: x)
+rnn("the state added to its successor", lambda x, h, f: f(x) + 0.1 * h)
+rnn("leaky relu in place of relu", lambda x, h, f: f(x) if f is torch.tanh else F.leaky_relu(x), where="relu")
+
+
+def products(name: str, change: Callable[..., tuple[Tensor, Tensor, Weights]], where: str = "") -> None:
+    """Every class computes its products on other operands: `change(self, x, h, w)`."""
+    plant(name, EVERYWHERE, where, products=lambda self, x, h, w: Plain.products(self, *change(self, x, h, w)))
+
+
+products("b_ih missing", lambda self, x, h, w: (x, h, w._replace(b_ih=None)))
+products("b_ih used for b_hh as well", lambda self, x, h, w: (x, h, w._replace(b_hh=w.b_ih)))
+products("the last feature of the input ignored", lambda self, x, h, w: (
+    x[..., :-1], h, w._replace(w_ih=w.w_ih[:, :-1]),
+))  # fmt: skip
+products("a bias of 0.1 where there is none", lambda self, x, h, w: (
+    x, h, w._replace(b_ih=w.w_ih[:, 0] * 0 + 0.1) if w.b_ih is w.b_hh is None else w,
+), where="nobias")  # fmt: skip
+products("h clipped to 0.5", lambda self, x, h, w: (x, h if h.is_complex() else h.clamp(-0.5, 0.5), w))
+plant("products with weights of 16 bits", EVERYWHERE, linear=lambda self, x, w, b=None: Plain.linear(
+    self, x, w if w.is_complex() else w.bfloat16().to(w.dtype), b,
+))  # fmt: skip
+plant("a kernel for no more than 32 units", EVERYWHERE, where="wide", products=lambda self, x, h, w: Plain.products(
+    self, x, torch.cat([h[..., :32], 0 * h[..., 32:]], -1), w,
+))  # fmt: skip
+
+
+@fault("forget gate + 1", "Ll")
 class _(Plain):
     def lstm(self, igates: Tensor, hgates: Tensor, state: State) -> State:
         one = torch.tensor([0, 1, 0, 0]).repeat_interleave(self.hidden_size).to(igates)
         return super().lstm(igates + one, hgates, state)
 
 
-@fault("hard sigmoid, clip(0.2 x + 0.5)", "LG")
+@fault("hard sigmoid, clip(0.2 x + 0.5)", "LGlg")
 class _(Plain):
     def sigmoid(self, x: Tensor) -> Tensor:
         x = 0.2 * x + 0.5
         return x if x.is_complex() else x.clamp(0, 1)
 
 
-@fault("tanh missing on c", "L")
+@fault("tanh missing on c", "Ll")
 class _(Plain):
     def squash(self, c: Tensor) -> Tensor:
         return c
 
 
-@fault("reset before the product", "G")
+@fault("reset before the product", "Gg")
 class _(Plain):
     def step(self, x: Tensor, state: State, w: Weights) -> State:
         (h,) = state
@@ -260,13 +328,13 @@ class _(Plain):
         return (self.mix(torch.ones_like(r), torch.sigmoid(iz + hz), in_, hn, h),)
 
 
-@fault("update gate of the opposite sense", "G")
+@fault("update gate of the opposite sense", "Gg")
 class _(Plain):
     def mix(self, r: Tensor, z: Tensor, in_: Tensor, hn: Tensor, h: Tensor) -> Tensor:
         return super().mix(r, 1 - z, in_, hn, h)
 
 
-@fault("b_hn outside r", "G")
+@fault("b_hn outside r", "Gg")
 class _(Plain):
     def step(self, x: Tensor, state: State, w: Weights) -> State:
         if w.b_ih is not None and w.b_hh is not None:
@@ -275,26 +343,26 @@ class _(Plain):
         return super().step(x, state, w)
 
 
-@fault("b_hh missing")
+@fault("b_hh missing", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(x, h, w._replace(b_hh=None))
 
 
-@fault("b_ih twice")
+@fault("b_ih twice", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         igates, hgates = super().products(x, h, w)
         return (igates if w.b_ih is None else igates + w.b_ih), hgates
 
 
-@fault("b_hh added where b_ih belongs and b_ih where b_hh does", "G")
+@fault("b_hh added where b_ih belongs and b_ih where b_hh does", "Gg")
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(x, h, w._replace(b_ih=w.b_hh, b_hh=w.b_ih))
 
 
-@fault("W_hh transposed")
+@fault("W_hh transposed", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         if w.w_hh.size(1) == self.hidden_size:
@@ -302,7 +370,7 @@ class _(Plain):
         return super().products(x, h, w)
 
 
-@fault("relu in place of tanh", "R")
+@fault("relu in place of tanh", "Rr")
 class _(Plain):
     def rnn(self, igates: Tensor, hgates: Tensor, state: State) -> State:
         return (torch.relu(hgates + igates) if not igates.is_complex() else hgates + igates,)
@@ -315,7 +383,7 @@ class _(Plain):
         return (h if w.w_hr is None else torch.tanh(h)), c
 
 
-# States in and out ----------------------------------------------------------------------------------------------------
+LEVEL = "states"  # ----------------------------------------------------------------------------------------------------
 
 
 class OnStates(Plain):
@@ -333,19 +401,19 @@ class OnStates(Plain):
         return super().cell(input, hx)
 
 
-@fault("h0 ignored")
+@fault("h0 ignored", EVERYWHERE)
 class _(OnStates):
     def change(self, hx: State) -> State:
         return (torch.zeros_like(hx[0]), *hx[1:])
 
 
-@fault("c0 ignored", "L")
+@fault("c0 ignored", "Ll")
 class _(OnStates):
     def change(self, hx: State) -> State:
         return hx[0], torch.zeros_like(hx[1])
 
 
-@fault("h0 and c0 swapped", "L")
+@fault("h0 and c0 swapped", "Ll")
 class _(OnStates):
     def change(self, hx: State) -> State:
         return hx[::-1] if hx[0].shape == hx[1].shape else hx
@@ -394,6 +462,57 @@ class _(Plain):
         return super().enter(input, hx)
 
 
+def final(name: str, change: Callable[[list[Tensor]], list[Tensor]], initials: str = "RLG", where: str = "") -> None:
+    """The final states are changed before they are handed out. Of cells too, where `initials` name them."""
+
+    def cell(self: Plain, input: Tensor, hx: Any) -> Any:
+        state = Plain.cell(self, input, hx)
+        return tuple(change(list(state))) if isinstance(state, tuple) else change([state])[0]
+
+    def leave(self: Plain, input: Any, rows: Tensor, states: list[Tensor]) -> list[Tensor]:
+        return Plain.leave(self, input, rows, change(states))
+
+    plant(name, initials, where, cell=cell, leave=leave)
+
+
+def initial(name: str, change: Callable[[State], State], initials: str = EVERYWHERE, where: str = "hx") -> None:
+    fault(name, initials, where)(type("", (OnStates,), {"change": lambda self, hx: change(hx)}))
+
+
+final("h_n of the layers in reverse order", lambda s: [s[0].flip(0), *s[1:]])
+final("h_n of the last layer for all", lambda s: [s[0][-1:].expand_as(s[0]).contiguous(), *s[1:]])
+final("h_n squashed by a tanh", lambda s: [torch.tanh(s[0]), *s[1:]], EVERYWHERE)
+final("c_n squashed by a tanh", lambda s: [s[0], torch.tanh(s[1])], "Ll")
+final("c_n clipped to 0.5", lambda s: [s[0], s[1] if s[1].is_complex() else s[1].clamp(-0.5, 0.5)], "Ll")
+initial("h0 of the first layer for all", lambda hx: (hx[0][:1].expand_as(hx[0]), *hx[1:]), "RLG")
+initial("c0 of the last layer for all", lambda hx: (hx[0], hx[1][-1:].expand_as(hx[1])), "L")
+initial("h0 of the layers in reverse order", lambda hx: (hx[0].flip(0), *hx[1:]), "RLG")
+initial("h0 squashed by a tanh", lambda hx: (torch.tanh(hx[0]), *hx[1:]))
+initial("c0 squashed by a tanh", lambda hx: (hx[0], torch.tanh(hx[1])), "Ll")
+plant("c_n in the order of the rows: not unsorted", "L", "packed_unsorted", leave=lambda self, input, rows, states: [
+    Plain.leave(self, input, rows, states)[0],
+    states[1] if isinstance(input, PackedSequence) else Plain.leave(self, input, rows, states)[1],
+])  # fmt: skip
+plant("states of ones when hx is not given", EVERYWHERE, zeros=lambda self, like, *shape: tuple(
+    torch.ones_like(zeros) for zeros in Plain.zeros(self, like, *shape)
+))  # fmt: skip
+
+
+@fault("states kept from one call to the next", EVERYWHERE, where="second_call")
+class _(Plain):
+    kept: State = ()
+
+    def zeros(self, like: Tensor, *shape: int) -> State:
+        zeros = super().zeros(like, *shape)
+        return tuple(k if k.shape == z.shape else z for k, z in zip(self.kept, zeros, strict=False)) or zeros
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        result = super().forward(input, hx)
+        states = result if isinstance(self, nn.RNNCellBase) else result[1]
+        self.kept = tuple(s.detach() for s in (states if isinstance(states, tuple) else (states,)))
+        return result
+
+
 @fault("output forgets the order of its sequences")
 class _(Plain):
     def wrap(self, input: Any, rows: Tensor, batch_sizes: list[int]) -> Any:
@@ -401,7 +520,7 @@ class _(Plain):
         return PackedSequence(*output[:2]) if isinstance(output, PackedSequence) else output
 
 
-# Directions and time --------------------------------------------------------------------------------------------------
+LEVEL = "directions and time"  # ---------------------------------------------------------------------------------------
 
 
 @fault("reverse h_n taken from output[-1]")
@@ -465,7 +584,40 @@ class _(Plain):
         return super().layers(input, hx)
 
 
-# Dropout --------------------------------------------------------------------------------------------------------------
+@fault("the input of the step before")
+class _(Plain):
+    def direction(self, rows: Tensor, batch_sizes: list[int], state: State, w: Weights, reverse: bool) -> Any:
+        steps = rows.split(batch_sizes)
+        late = [torch.zeros_like(steps[0])] + [x[: len(y)] for x, y in itertools.pairwise(steps)]
+        return super().direction(torch.cat(late), batch_sizes, state, w, reverse)
+
+
+@fault("a shortcut for one step that takes no hx", where="one_step")
+class _(Plain):
+    def direction(self, rows: Tensor, batch_sizes: list[int], state: State, w: Weights, reverse: bool) -> Any:
+        state = tuple(0 * s for s in state) if len(batch_sizes) == 1 else state
+        return super().direction(rows, batch_sizes, state, w, reverse)
+
+
+def direction(name: str, change: Callable[..., Any], where: str = "") -> None:
+    """`change(rows, batch_sizes, state, w, reverse)` are other arguments of `Plain.direction`."""
+    plant(name, "RLG", where, direction=lambda self, *given: Plain.direction(self, *change(*given)))
+
+
+direction("both directions run forward", lambda *given: (*given[:4], False), where="bidirectional")
+direction("the directions exchanged", lambda *given: (*given[:4], not given[4]))
+plant("the weights of the second layer in the third", where="layers3", weights=lambda self, slot: Plain.weights(
+    self, slot if slot < 2 * (2 if self.bidirectional else 1) else slot - (2 if self.bidirectional else 1),
+))  # fmt: skip
+plant("the reverse direction's output first", where="bidirectional", between=lambda self, rows, layer: Plain.between(
+    self, torch.cat(rows.chunk(2, -1)[::-1], -1) if self.bidirectional else rows, layer,
+))  # fmt: skip
+plant("output (L, N, H) under batch_first", where="batch_first", wrap=lambda self, input, rows, sizes: (
+    Plain.wrap(self, input, rows, sizes) if not isinstance(input, Tensor) else rows.unflatten(0, (len(sizes), sizes[0]))
+))  # fmt: skip
+
+
+LEVEL = "dropout"  # ---------------------------------------------------------------------------------------------------
 
 
 @fault("dropout after the last layer")
@@ -522,7 +674,28 @@ class _(Plain):
         return result
 
 
-# Gradients ------------------------------------------------------------------------------------------------------------
+def dropout(name: str, function: Callable[[Tensor, float, bool], Tensor]) -> None:
+    """`function(rows, p, training)` stands between two layers."""
+    plant(name, where="dropout_train and not layers1", between=lambda self, rows, layer: (
+        function(rows, self.dropout, self.training) if layer < self.num_layers - 1 else rows
+    ))  # fmt: skip
+
+
+dropout("dropout keeps p and drops 1 - p", lambda rows, p, training: F.dropout(rows, 1 - p if p else 0, training))
+dropout("dropout of whole vectors", lambda rows, p, training: (
+    rows * F.dropout(torch.ones_like(rows[:, :1]), p, training)
+))  # fmt: skip
+dropout("dropout twice", lambda rows, p, training: F.dropout(F.dropout(rows, p, training), p, training))
+dropout("dropout scales in eval", lambda rows, p, training: F.dropout(rows, p, training) * (1 if training else 1 - p))
+dropout("no gradient through dropout's mask", lambda rows, p, training: (
+    rows + (F.dropout(rows, p, training) - rows).detach()
+))  # fmt: skip
+plant("alpha dropout", where="dropout_train and not layers1", between=lambda self, rows, layer: (
+    rows if layer == self.num_layers - 1 or rows.is_complex() else F.alpha_dropout(rows, self.dropout, self.training)
+))  # fmt: skip
+
+
+LEVEL = "gradients"  # -------------------------------------------------------------------------------------------------
 
 
 class Scale(torch.autograd.Function):
@@ -538,13 +711,13 @@ class Scale(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-@fault("a detach in the loop")
+@fault("a detach in the loop", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(x, h.detach(), w)
 
 
-@fault("c detached from one step to the next", "L")
+@fault("c detached from one step to the next", "Ll")
 class _(Plain):
     def lstm(self, igates: Tensor, hgates: Tensor, state: State) -> State:
         return super().lstm(igates, hgates, (state[0], state[1].detach()))
@@ -558,31 +731,31 @@ class _(Plain):
         return super().direction(rows, batch_sizes, state, w, reverse)
 
 
-@fault("gradient of W_hh 0.1 % off")
+@fault("gradient of W_hh 0.1 % off", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(x, h, w._replace(w_hh=Scale.apply(w.w_hh, 1.001)))
 
 
-@fault("gradient of the input 0.1 % off")
+@fault("gradient of the input 0.1 % off", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(Scale.apply(x, 0.999), h, w)
 
 
-@fault("gradient of b_hh is zero")
+@fault("gradient of b_hh is zero", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(x, h, w if w.b_hh is None else w._replace(b_hh=Scale.apply(w.b_hh, 0.0)))
 
 
-@fault("gradient of b_hh missing")
+@fault("gradient of b_hh missing", EVERYWHERE)
 class _(Plain):
     def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         return super().products(x, h, w if w.b_hh is None else w._replace(b_hh=w.b_hh.detach()))
 
 
-@fault("no gradient for hx")
+@fault("no gradient for hx", EVERYWHERE)
 class _(OnStates):
     def change(self, hx: State) -> State:
         return tuple(h.detach() for h in hx)
@@ -602,23 +775,125 @@ class _(Plain):
         return [*states[:1], *(Scale.apply(c, 0.0) for c in states[1:])]
 
 
-# Memory and dtypes ----------------------------------------------------------------------------------------------------
+class Mean(torch.autograd.Function):
+    """The identity; every element gets the mean gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.mean().expand_as(grad) if grad.numel() else grad
 
 
-@fault("a float32 buffer in a float64 run", where="float64")
+class Sole(torch.autograd.Function):
+    """The identity on two tensors, for a loss of both."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return a.view_as(a), b.view_as(b)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> Any:
+        return (None, None) if a is None or b is None else (a, b)
+
+
+class Spent(torch.autograd.Function):
+    """The identity, whose backward takes the memory of its argument for itself."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.memory = tensor.detach()
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        ctx.memory.data.zero_()
+        return grad
+
+
+products("gradient of W_ih of the wrong sign", lambda self, x, h, w: (x, h, w._replace(w_ih=Scale.apply(w.w_ih, -1.0))))
+products("gradient of b_ih twice", lambda self, x, h, w: (
+    x, h, w if w.b_ih is None else w._replace(b_ih=Scale.apply(w.b_ih, 2.0)),
+))  # fmt: skip
+products("the input detached", lambda self, x, h, w: (x.detach(), h, w))
+products("NaN for the gradient of a state of zeros", lambda self, x, h, w: (
+    x, h + 0 * F.linear(h, w.w_hh).square().sum(-1, keepdim=True).sqrt(), w,
+), where="not hx")  # fmt: skip
+lstm("no gradient through the forget gate", lambda self, i, f, g, o, c: Plain.remember(self, i, f.detach(), g, o, c))
+lstm("no gradient through the output gate", lambda self, i, f, g, o, c: Plain.remember(self, i, f, g, o.detach(), c))
+gru("no gradient through the reset gate", lambda self, r, z, i, h, s: Plain.mix(self, r.detach(), z, i, h, s))
+gru("no gradient through the update gate", lambda self, r, z, i, h, s: Plain.mix(self, r, z.detach(), i, h, s))
+rnn("tanh's gradient straight through", lambda x, h, f: x + (f(x) - x).detach())
+plant("no gradient from one layer to the layer below", between=lambda self, rows, layer: (
+    Plain.between(self, rows, layer) if layer == self.num_layers - 1 else Plain.between(self, rows, layer).detach()
+))  # fmt: skip
+plant("finished sequences detached", where="packed", direction=lambda self, rows, sizes, state, w, reverse: (
+    lambda out, new: (out, tuple(torch.cat([n[: sizes[-1]], n[sizes[-1] :].detach()]) for n in new))
+)(*Plain.direction(self, rows, sizes, state, w, reverse)))  # fmt: skip
+plant("no gradient for the reverse direction's weights", where="bidirectional", weights=lambda self, slot: (
+    Plain.weights(self, slot)
+    if slot % 2 == 0 or not self.bidirectional
+    else Weights(*(w if w is None else Scale.apply(w, 0.0) for w in Plain.weights(self, slot)))
+))  # fmt: skip
+plant("no gradient for W_hr", "L", weights=lambda self, slot: (
+    lambda w: w if w.w_hr is None else w._replace(w_hr=Scale.apply(w.w_hr, 0.0))
+)(Plain.weights(self, slot)))  # fmt: skip
+final("a backward for losses that are a sum", lambda s: [Mean.apply(s[0]), *s[1:]], EVERYWHERE)
+final("gradient through h_n lost", lambda s: [Scale.apply(s[0], 0.0), *s[1:]])
+final("a backward that needs a gradient of h_n and of c_n", lambda s: list(Sole.apply(*s)), "Ll", where="loss_h_n")
+initial("gradient of h0 of the first layer only", lambda hx: (
+    torch.cat([hx[0][:1], hx[0][1:].detach()]), *hx[1:],
+), "RLG")  # fmt: skip
+
+
+@fault("no gradient of the weights unless the input wants one", where="frozen_input")
+class _(Plain):
+    def layers(self, input: Any, hx: Any) -> Any:
+        self.frozen = [not (input.data if isinstance(input, PackedSequence) else input).requires_grad]
+        return super().layers(input, hx)
+
+    def weights(self, slot: int) -> Weights:
+        weights = super().weights(slot)
+        return Weights(*(w if w is None else Scale.apply(w, 0.0) for w in weights)) if self.frozen[0] else weights
+
+
+@fault("no gradient of the input unless the weights want one", EVERYWHERE, where="frozen_weights")
+class _(Plain):
+    def products(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
+        return super().products(x if w.w_ih.requires_grad else x.detach(), h, w)
+
+
+@fault("the backward overwrites the input", EVERYWHERE)
+class _(Plain):
+    def cell(self, input: Tensor, hx: Any) -> Any:
+        return super().cell(Spent.apply(input) if input.requires_grad else input, hx)
+
+    def layers(self, input: Any, hx: Any) -> Any:
+        if isinstance(input, PackedSequence):
+            return super().layers(PackedSequence(Spent.apply(input.data), *input[1:]), hx)
+        return super().layers(Spent.apply(input), hx)
+
+
+LEVEL = "memory and dtypes"  # -----------------------------------------------------------------------------------------
+
+
+@fault("a float32 buffer in a float64 run", EVERYWHERE, where="float64")
 class _(Plain):
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         y = super().linear(x, w, b)
         return y.float().double() if y.dtype == torch.float64 else y
 
 
-@fault("zeros of the default dtype when hx is not given")
+@fault("zeros of the default dtype when hx is not given", EVERYWHERE)
 class _(Plain):
     def zeros(self, like: Tensor, *shape: int) -> State:
         return super().zeros(torch.zeros(()), *shape)
 
 
-@fault("hx written in place")
+@fault("hx written in place", EVERYWHERE)
 class _(OnStates):
     def change(self, hx: State) -> State:
         with torch.no_grad():
@@ -626,7 +901,7 @@ class _(OnStates):
         return hx
 
 
-@fault("input written in place")
+@fault("input written in place", EVERYWHERE)
 class _(Plain):
     def forward(self, input: Any, hx: Any = None) -> Any:
         result = super().forward(input, hx)
@@ -635,7 +910,7 @@ class _(Plain):
         return result
 
 
-@fault("a weight normalised in place")
+@fault("a weight normalised in place", EVERYWHERE)
 class _(Plain):
     def forward(self, input: Any, hx: Any = None) -> Any:
         result = super().forward(input, hx)
@@ -653,7 +928,7 @@ class _(Plain):
         return states
 
 
-@fault("weights remembered from the first call", where="second_call")
+@fault("weights remembered from the first call", EVERYWHERE, where="second_call")
 class _(Plain):
     def forward(self, input: Any, hx: Any = None) -> Any:
         vars(self).setdefault("remembered", {name: p.detach().clone() for name, p in self.named_parameters()})
@@ -665,25 +940,73 @@ class _(Plain):
         return super().products(x, h, w._replace(w_hh=w.w_hh + (by_shape[id(w.w_hh)] - w.w_hh).detach()))
 
 
-# Refusals and the rest of the contract --------------------------------------------------------------------------------
+def given(name: str, condition: Callable[[Tensor], bool], change: Callable[[Tensor], Tensor], where: str = "") -> None:
+    """Changes the output of the layers where the tensor of weights satisfies `condition`."""
+    plant(name, "RLG", where, stack=lambda self, rows, sizes, states: (
+        lambda out, final: (change(out) if condition(self.weight_ih_l0) else out, final)
+    )(*Plain.stack(self, rows, sizes, states)))  # fmt: skip
 
 
-@fault("no error for an hx of another size", where="contract")
+given("output of 16 bits comes as float32", lambda w: w.itemsize == 2, lambda out: out.float(), where="float16")
+given("output of complex numbers real", lambda w: w.is_complex(), lambda out: out.real + 0j, where="complex64")
+given("output rounded to 16 bits under no_grad", lambda w: not torch.is_grad_enabled(), lambda out: (
+    out if out.is_complex() else out.bfloat16().to(out.dtype)
+), where="no_grad or inference")  # fmt: skip
+final("h_n not contiguous", lambda s: [s[0] if s[0].dim() < 2 else s[0].mT.contiguous().mT, *s[1:]], EVERYWHERE)
+final("h_n of 16 bits comes as float32", lambda s: [
+    s[0].float() if s[0].itemsize == 2 else s[0], *s[1:],
+], EVERYWHERE, where="float16")  # fmt: skip
+plant("no c of the lower precision under autocast", "L", "autocast and LSTM", by_onednn=lambda self: False)
+plant("the generator seeded anew at each call", EVERYWHERE, check=lambda self, input, hx: (
+    Plain.check(self, input, hx), torch.manual_seed(0),
+))  # fmt: skip
+
+
+@fault("no autocast", EVERYWHERE, where="autocast")
+class _(Plain):
+    def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("autocast is not supported")
+        return super().linear(x, w, b)
+
+
+@fault("a warning where gradients are off", EVERYWHERE, where="no_grad or inference")
+class _(Plain):
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if not torch.is_grad_enabled():
+            warnings.warn("gradients are off", stacklevel=2)
+        return super().forward(input, hx)
+
+
+@fault("memory of the input read as if contiguous", where="noncontiguous or expanded")
+class _(Plain):
+    def layers(self, input: Any, hx: Any) -> Any:
+        if isinstance(input, Tensor) and not input.is_contiguous():
+            strides = torch.empty(input.shape, device="meta").stride()
+            size = input.untyped_storage().nbytes() // input.itemsize
+            input = input.as_strided(input.shape, strides) if size >= input.numel() else input.flip(0)
+        return super().layers(input, hx)
+
+
+LEVEL = "the contract"  # ----------------------------------------------------------------------------------------------
+
+
+@fault("no error for an hx of another size", EVERYWHERE, where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         super().check(input, None)
 
 
-@fault("another message", where="contract")
+@fault("another message", EVERYWHERE, where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         try:
             super().check(input, hx)
         except RuntimeError as error:
-            raise RuntimeError(str(error).replace("must be equal to", "should equal")) from None
+            raise RuntimeError(f"{error}.") from None
 
 
-@fault("ValueError where torch.nn raises RuntimeError", where="contract")
+@fault("ValueError where torch.nn raises RuntimeError", EVERYWHERE, where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         try:
@@ -692,14 +1015,15 @@ class _(Plain):
             raise ValueError(str(error)) from None
 
 
-@fault("the caller's hx changed before it is refused", where="contract")
+@fault("the caller's hx changed before it is refused", EVERYWHERE, where="contract")
 class _(Plain):
     def check(self, input: Any, hx: Any) -> None:
         try:
             super().check(input, hx)
         except Exception:
-            if isinstance(hx, Tensor):
-                hx.zero_()
+            for h in hx if isinstance(hx, tuple) else (hx,):
+                if isinstance(h, Tensor):
+                    h.zero_()
             raise
 
 
@@ -711,20 +1035,21 @@ class _(Plain):
             super().__init__(*args, **kwargs)
 
 
-@fault("other initial weights under one seed", where="contract")
+@fault("other initial weights under one seed", EVERYWHERE, where="contract")
 class _(Plain):
     def reset_parameters(self) -> None:
         for parameter in reversed(list(self.parameters())):
-            nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+            bound = max(self.hidden_size, 1) ** -0.5
+            nn.init.uniform_(parameter, -bound, bound)
 
 
-@fault("another repr", where="contract")
+@fault("another repr", EVERYWHERE, where="contract")
 class _(Plain):
     def extra_repr(self) -> str:
         return super().extra_repr() + ", fast=True"
 
 
-@fault("state_dict keys in another order")
+@fault("state_dict keys in another order", EVERYWHERE)
 class _(Plain):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -732,101 +1057,101 @@ class _(Plain):
         self._parameters[name] = self._parameters.pop(name)
 
 
-@fault("dtype argument ignored")
+@fault("dtype argument ignored", EVERYWHERE)
 class _(Plain):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "dtype": None})
 
 
-# The proof ------------------------------------------------------------------------------------------------------------
+@fault("a buffer more", EVERYWHERE, where="contract")
+class _(Plain):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("seen", torch.zeros(()))
 
 
-ENOUGH = 3  # finds, after which a fault is left alone
-CONTROLS = {"control: a plain loop": Plain, "control: sums in another order": Reordered}
-PARTS = 5  # pieces of a control's cases, so that no process waits long for another
+@fault("bias of zeros", EVERYWHERE, where="contract")
+class _(Plain):
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What became of one fault, or of a part of a control."""
-
-    name: str
-    found: int
-    tried: int
-    half: str  # of the harness: the grid, or the contract
-    first: str  # the case or question that found it
-    sign: str  # the tensor or fact that gave it away
-
-    @property
-    def is_control(self) -> bool:
-        return self.name in CONTROLS
+@fault("another default of bias", EVERYWHERE, where="contract")
+class _(Plain):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"bias": False} if len(args) < 3 else {}) | kwargs)
 
 
-@cache
-def quick_cases() -> list[Case]:
-    return quick(grid())
+@fault("any dropout accepted", where="contract")
+class _(Plain):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        wrong = kwargs.get("dropout") in (2, -0.1)
+        super().__init__(*args, **(kwargs | {"dropout": 0.5} if wrong else kwargs))
 
 
-def try_grid(name: str, subject: Any, cases: list[Case], enough: int) -> Trial:
-    found = tried = 0
-    first = sign = ""
-    for result in (judge(case, subject) for case in cases):
-        tried += 1
-        if result.verdict is Verdict.DIFFERENT and result.worst is not None:
-            found += 1
-            if found == 1:
-                first, sign = result.case.name, result.worst.name
-            if found == enough:
-                break
-    return Trial(name, found, tried, "grid", first, sign)
+@fault("any nonlinearity accepted", "R", where="contract")
+class _(Plain):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        wrong = kwargs.get("nonlinearity") not in (None, "tanh", "relu")
+        super().__init__(*args, **(kwargs | {"nonlinearity": "tanh"} if wrong else kwargs))
 
 
-def try_contract(name: str, subject: Any, classes: tuple[str, ...], enough: int) -> Trial:
-    found = tried = 0
-    first = sign = ""
-    for answer in contract(subject, classes=classes):
-        tried += 1
-        if answer.agreement is Agreement.DIFFERENT:
-            found += 1
-            if found == 1:
-                first, sign = answer.question, answer.subject
-            if found == enough:
-                break
-    return Trial(name, found, tried, "contract", first, sign)
+@fault("a call leaves its mark on the module", EVERYWHERE, where="contract")
+class _(Plain):
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(input, hx)
 
 
-def try_fault(fault: Fault) -> Trial:
-    """Set the harness on a fault: the quick grid, from where it looks likeliest; if that is blind, the contract."""
-    subject = implementation(fault.mixin)
-    if fault.where != "contract":
-        cases = [case for case in quick_cases() if case.kind[0] in fault.family]
-        likely = select(cases, fault.where) if fault.where else []
-        trial = try_grid(fault.name, subject, likely + [case for case in cases if case not in likely], ENOUGH)
-        if trial.found:
-            return trial
-    return try_contract(fault.name, subject, tuple(name for name in CLASSES if name[0] in fault.family), ENOUGH)
+@fault("another name for forward's first argument", EVERYWHERE, where="contract")
+class _(Plain):
+    def forward(self, x: Any, hx: Any = None) -> Any:
+        return super().forward(x, hx)
 
 
-def try_control(name: str, part: int) -> Trial:
-    """A control, on a part of the quick grid, or on the contract (the last part)."""
-    subject = implementation(CONTROLS[name])
-    if part == PARTS:
-        return try_contract(name, subject, CLASSES, enough=10**6)
-    return try_grid(name, subject, quick_cases()[part::PARTS], enough=10**6)
+def refusing(name: str, message: str, raised: type[Exception] | None = None, initials: str = EVERYWHERE) -> None:
+    """What torch.nn refuses with this in its message is refused with another exception, or not at all."""
+
+    def check(self: Plain, input: Any, hx: Any) -> None:
+        try:
+            Plain.check(self, input, hx)
+        except Exception as error:
+            if message not in str(error):
+                raise
+            if raised is not None:
+                raise raised(str(error)) from None
+
+    plant(name, initials, "contract", check=check)
 
 
-def attempt(task: tuple[int, str, int]) -> Trial:
-    index, name, part = task
-    return try_control(name, part) if name else try_fault(FAULTS[index])
+refusing("TypeError for a wrong rank", "D", TypeError)
+refusing("no error for an input of another size", "input", None)
 
 
-def selftest(jobs: int = 2) -> Iterator[Trial]:
-    """Every control and every fault, in this order."""
-    tasks = [(0, name, part) for name in CONTROLS for part in range(PARTS)]
-    tasks.append((0, next(iter(CONTROLS)), PARTS))  # the order of sums is no affair of the contract
-    tasks += [(index, "", 0) for index in range(len(FAULTS))]
-    if jobs == 1:
-        yield from map(attempt, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
-        yield from pool.imap(attempt, tasks)
+LEVEL = "needles"  # ---------------------------------------------------------------------------------------------------
+# A ten-thousandth off, with the right gradient: only the one observation or the one draw that is aimed at shows them.
+
+final("h_n a ten-thousandth off", lambda s: [nudge(s[0], 0 * s[0]), *s[1:]], EVERYWHERE)
+final("c_n a ten-thousandth off", lambda s: [s[0], nudge(s[1], 0 * s[1])], "Ll")
+initial("h0 a ten-thousandth off", lambda hx: (nudge(hx[0], 0 * hx[0]), *hx[1:]))
+initial("c0 a ten-thousandth off", lambda hx: (hx[0], nudge(hx[1], 0 * hx[1])), "Ll")
+plant("output a ten-thousandth off", wrap=lambda self, input, rows, sizes: (
+    Plain.wrap(self, input, nudge(rows, 0 * rows), sizes)
+))  # fmt: skip
+products("a ten-thousandth of the next row in each row of W_hh", lambda self, x, h, w: (
+    x, h, w._replace(w_hh=nudge(w.w_hh, w.w_hh.roll(1, 0))),
+))  # fmt: skip
+products("a ten-thousandth of b_hh in b_ih", lambda self, x, h, w: (
+    x, h, w if w.b_ih is None or w.b_hh is None else w._replace(b_ih=nudge(w.b_ih, w.b_hh)),
+))  # fmt: skip
+plant("a ten-thousandth of the forward weights in the reverse", where="bidirectional", weights=lambda self, slot: (
+    Plain.weights(self, slot)
+    if slot % 2 == 0 or not self.bidirectional
+    else Weights(*(
+        w if w is None else nudge(w, f)
+        for w, f in zip(Plain.weights(self, slot), Plain.weights(self, slot - 1), strict=True)
+    ))
+))  # fmt: skip

@@ -13,7 +13,6 @@ import torch
 
 from .compare import Difference, Result, Verdict
 from .contract import Agreement, Answer
-from .faults import Trial
 from .grid import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
 
 WIDTH = 100
@@ -204,31 +203,6 @@ def answer_text(answer: Answer) -> str:
     if answer.agreement is Agreement.EQUAL:
         return f"{answer.question}\n  both        {answer.reference}"
     return f"{answer.question}\n  torch.nn    {answer.reference}\n  the subject {answer.subject}"
-
-
-def print_selftest(trials: Iterable[Trial]) -> int:
-    """Print the table of kills as it grows. Returns 1 if a fault survives or a control is accused."""
-    print(f"{'planted fault':55}{'found in':12}{'half':10}first sign\n")
-    total, missed = 0, []
-    controls: dict[tuple[str, str], list[Trial]] = {}
-    for trial in trials:
-        if trial.is_control:
-            controls.setdefault((trial.name, trial.half), []).append(trial)
-            continue
-        total += 1
-        if not trial.found:
-            missed.append(trial.name)
-        sign = trial.sign.split("\n")[0] if trial.found else "SURVIVES"
-        print(f"{trial.name:55}{f'{trial.found} of {trial.tried}':12}{trial.half:10}{sign[:23]}", flush=True)
-    print()
-    for (name, half), parts in controls.items():
-        found = sum(part.found for part in parts)
-        accused = f"accused in {found} of" if found else "accused in none of"
-        first = next((part.first for part in parts if part.found), "")
-        print(f"{name:55}{accused} {sum(part.tried for part in parts):,} of the {half} {first}".rstrip())
-    wrongly = sum(part.found for parts in controls.values() for part in parts)
-    print(f"\n{total - len(missed)} of {total} planted faults found, {wrongly} false accusations.")
-    return int(bool(missed or wrongly))
 
 
 def failures(results: list[Result], again: str, limit: int = 12) -> list[str]:
