@@ -301,7 +301,8 @@ def check_arrays(
         found = wider if wider.best is not None or wider.distance < found.distance else found
     if found.best is None:
         nearest = found.nearest.name if found.nearest and found.distance < found.error else ""
-        diagnosis.unexplained.append(Unexplained("the arrays", found.error, nearest, found.distance))
+        also = tuple(variant.name for variant in found.rivals)
+        diagnosis.unexplained.append(Unexplained("the arrays", found.error, nearest, found.distance, also))
     else:
         diagnosis.variant = found.best
         margin = "nothing else fits" if found.runner_up == float("inf") else f"the next is {found.runner_up:.1e} away"

@@ -70,10 +70,19 @@ class Unexplained:
     error: float
     nearest: str
     distance: float
+    also: tuple[str, ...] = ()  # what fits as well: then the numbers cannot tell
+    note: str = ""
 
     def __str__(self) -> str:
+        if self.also:
+            others = " and also ".join(self.also[:3])
+            return (
+                f"{self.probe}: {self.nearest} fits, but also {others}: these numbers cannot tell. "
+                "Take biases and an initial state that are not zero, and more than one step"
+            )
+        note = f"; {self.note}" * bool(self.note)
         near = f"the nearest, {self.nearest}, is {self.distance:.1e} away" if self.nearest else "nothing comes near"
-        return f"{self.probe}: differs by {self.error:.1e} and no known variant fits ({near})"
+        return f"{self.probe}: differs by {self.error:.1e} and no known variant fits ({near}){note}"
 
 
 # Searching ------------------------------------------------------------------------------------------------------------
@@ -89,6 +98,7 @@ class Search:
     distance: float
     runner_up: float  # the distance of the next variant that means something else
     also: tuple[Variant, ...] = ()  # that fit as well, because here they mean the same
+    rivals: tuple[Variant, ...] = ()  # that fit as well, although they mean something else
 
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
@@ -150,10 +160,11 @@ def search(
     best = fits[0]
     different = [(d, v) for d, v in found if v is not best and (d > allowed or not equivalent(best, v, example))]
     runner_up = min((d for d, _ in different), default=math.inf)
+    rivals = tuple(v for d, v in different if d <= allowed)
     accepted = runner_up > MARGIN * allowed and all(
         _errors(best, other, shown) <= tolerance(other, eps) for other, shown in again
     )
-    return Search(error, best if accepted else None, best, found[0][0], runner_up, tuple(fits[1:]))
+    return Search(error, best if accepted else None, best, found[0][0], runner_up, tuple(fits[1:]), rivals)
 
 
 def _position(variant: Variant) -> tuple[int, ...]:
@@ -437,7 +448,9 @@ class Doctor:
         self.exact = False
         return True
 
-    def unexplained(self, probe: Probe, found: Search, example: Example, seen: dict[str, Tensor]) -> bool:
+    def unexplained(
+        self, probe: Probe, found: Search, example: Example, seen: dict[str, Tensor], note: str = ""
+    ) -> bool:
         usual = self.base.run(example)
         for name in ("output",) if self.output_alone else usual:
             if name not in seen or seen[name].shape != usual[name].shape:
@@ -448,7 +461,7 @@ class Doctor:
                 ))  # fmt: skip
                 return False
         nearest = found.nearest.name if found.nearest is not None and found.distance < found.error else ""
-        self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, nearest, found.distance))
+        self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, nearest, found.distance, note=note))
         return False
 
     def reconsider(self, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
@@ -514,11 +527,27 @@ class Doctor:
                 examples[0], seen[0], ("gradient",), self.base, list(zip(examples[1:], seen[1:], strict=False))
             )
             if found.best is None:
-                name = f"gradients, {probe.name}, first of {self.worst(examples[0], seen[0])}"
-                self.unexplained(replace(probe, name=name), found, examples[0], seen[0])
+                name = f"gradients, {probe.name}, the worst of {self.worst(examples[0], seen[0])}"
+                self.unexplained(replace(probe, name=name), found, examples[0], seen[0], self.lag(*problems[0]))
                 return
             if found.best is not self.base:
                 self.accept(found, replace(probe, name=f"gradients, {probe.name}"))
+
+    def lag(self, case: Case, drawn: Draw) -> str:
+        """How many steps back from the last output the gradient of the input is still right."""
+        if case.is_cell or "output" not in drawn.cotangents:
+            return ""
+        last = torch.zeros_like(drawn.cotangents["output"])
+        last[-1] = drawn.cotangents["output"][-1]
+        drawn = replace(drawn, cotangents={"output": last})
+        expected = self.base.run(example_of(case, drawn, gradients=True))["grad of input"]
+        seen = self.run(case, drawn).tensors.get("grad of input")
+        if seen is None:
+            return "no gradient reaches the input"
+        apart = (seen - expected).abs().flatten(1).amax(1) > 1e-9 * expected.abs().flatten(1).amax(1)
+        wrong = [len(apart) - 1 - step for step in range(len(apart)) if apart[step]]
+        first = min(wrong, default=None)
+        return "" if first is None else f"from the last output back to the input it is right for {first} steps"
 
     def worst(self, example: Example, seen: dict[str, Tensor]) -> str:
         expected = self.base.run(example)

@@ -274,6 +274,36 @@ def test_arrays_that_nothing_explains():
         check_arrays({"input": arrays["input"]})
 
 
+def problem_of(arrays: dict[str, np.ndarray], lengths: tuple[int, ...] | None = None) -> Example:
+    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
+    return Example("LSTM", weights, tensors["input"], (tensors["h_0"], tensors["c_0"]), lengths)
+
+
+def named(name: str) -> Variant:
+    return Variant(Order("ifgo"), tuple(deviation for deviation in CATALOGUE if deviation.name == name)[:1])
+
+
+def test_arrays_that_cannot_tell_are_not_given_a_name():
+    """Where both biases are the same numbers, nobody knows which one is missing."""
+    arrays = numbers(named("bias_ih is missing"))
+    arrays["bias_hh_l0"] = arrays["bias_ih_l0"]
+    shown = named("bias_ih is missing").run(problem_of(arrays))
+    result = check_arrays(arrays | {name: tensor.numpy() for name, tensor in shown.items()}, raises=False)
+    assert result.diagnosis.names == []
+    assert "bias_ih is missing fits, but also bias_hh is missing: these numbers cannot tell" in str(result)
+
+
+@pytest.mark.parametrize("names", [[], ["the final state is taken at the padding"]])
+def test_ragged_arrays(names):
+    arrays, lengths = numbers(Variant(Order("ifgo"))), (5, 3)
+    variant = named(names[0]) if names else Variant(Order("ifgo"))
+    states = {name: t.numpy() for name, t in variant.run(problem_of(arrays, lengths)).items() if name != "output"}
+    del arrays["output"]
+    result = check_arrays(arrays | states | {"lengths": np.array(lengths)}, raises=False)
+    assert result.diagnosis.names == names
+
+
 def test_arrays_from_a_file(tmp_path):
     file = tmp_path / "numbers.npz"
     np.savez(file, **numbers(Variant(Order("iofg"))))
@@ -308,6 +338,18 @@ def test_a_cut_problem_is_a_problem_of_the_smaller_size():
 
 
 # In tests of one's own, and from one run to the next
+
+
+def test_an_unknown_gradient_is_told_by_its_lag():
+    class FadingLSTM(gradients.LoopLSTM):
+        """Half of what flows back through h is lost at each step."""
+
+        def carry(self, h, c):
+            return 0.5 * h + 0.5 * h.detach(), c
+
+    result = check(FadingLSTM, raises=False)
+    assert result.diagnosis.names == []
+    assert "from the last output back to the input it is right for 1 steps" in str(result)
 
 
 class TestMine(testing.ParityTests):
