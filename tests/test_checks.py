@@ -55,7 +55,7 @@ def flat(value):
 
 # Constructors -------------------------------------------------------------------------------------------------------
 
-VALUES = [0, -1, 1, 2, 5, True, False, None, 1.0, 1.5, "3", torch.tensor(2), [2], 0.5, 2.0, 1j]
+VALUES = [0, -1, 1, 2, 4, 5, True, False, None, 1.0, 1.5, "3", torch.tensor(2), [2], 0.5, 2.0, 1j]
 ARGUMENTS = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size"]
 
 

@@ -32,7 +32,7 @@ from rnnkit import convert, to_native
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
-OPTIONS = product(num_layers=[1, 2], bias=[True, False], batch_first=[False, True], bidirectional=[False, True])
+OPTIONS = product(num_layers=[2], bias=[True, False], batch_first=[False, True], bidirectional=[False, True])
 ALL = [(kind, False) for kind in KINDS] + [(kind, True) for kind in CELLS]
 WAYS = [(convert, nn, rnnkit), (to_native, rnnkit, nn)]
 ways = pytest.mark.parametrize(("turn", "source", "target"), WAYS, ids=["convert", "to_native"])
