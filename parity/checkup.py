@@ -250,7 +250,7 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
         smallest = shrink.shrink(offered, case, drawn)
         if smallest is not None:
             example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)
-            checkup.location = locate.first_difference(case, drawn, example, seen, diagnosis.variant, 1e-9)
+            checkup.location = locate.first_difference(case, example, seen, diagnosis.variant, 1e-9)
             checkup.smallest, checkup.script = smallest, shrink.script(smallest, checkup.subject)
             return
 
@@ -283,7 +283,9 @@ def check_arrays(
     tensors = {name: tensor.double() for name, tensor in tensors.items()}
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
     hx = tuple(tensors[name] for name in ("h_0", "c_0") if name in tensors)
-    seen = {name: tensors[name] for name in ("output", "h_n", "c_n", "h_1", "c_1") if name in tensors}
+    seen: dict[str, Tensor] = {
+        name: tensors[name] for name in ("output", "h_n", "c_n", "h_1", "c_1") if name in tensors
+    }
     if not seen or not weights or "input" not in tensors:
         raise ValueError("arrays need weights, input, and at least one of output, h_n, c_n (h_1, c_1)")
     example = variants.Example(

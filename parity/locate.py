@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .grid import Case
-from .run import Draw, Observations, Precision, draw, observe
+from .run import Observations, Precision, draw, observe
 from .variants import Example, Variant, define, plain
 
 #: Upper ends of the bins of the histogram, in units in the last place; the last bin is open.
@@ -53,9 +54,8 @@ class Growth:
         points = [(step, math.log10(error)) for step, error in enumerate(self.errors) if 0 < error < math.inf]
         if len(points) < 2:
             return 0.0
-        mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-        spread = sum((x - mean_x) ** 2 for x, _ in points)
-        return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+        slope: float = statistics.linear_regression(*zip(*points, strict=True)).slope
+        return slope
 
     @property
     def kind(self) -> str:
@@ -110,65 +110,49 @@ def growth(subject: Any, case: Case, seed: int = 0) -> tuple[Growth, Counter[int
 
 
 def first_difference(
-    case: Case, drawn: Draw, example: Example, ours: Observations, variant: Variant | None, allowed: float
+    case: Case, example: Example, ours: Observations, variant: Variant | None, allowed: float
 ) -> Location | None:
     """The first number of the outputs that differs from torch.nn's, in the order of computation.
 
-    Layers below the last show themselves only in their final states; so a layer whose final state differs comes first.
+    Layers below the last show themselves only in their final states; so a layer whose final state differs comes first,
+    unless it is the last, which `output` shows step by step.
     """
     theirs = plain(example.kind).run(example)
-    D = example.directions
-    states, output = ("h_1", "c_1") if case.is_cell else ("h_n", "c_n"), "output"
-    wrong = {
-        name: (seen - theirs[name]).abs() > allowed * theirs[name].abs().max()
+    D, last = example.directions, len(example.slots) - example.directions
+    pairs = {
+        name: (_batched(case, name, seen), _batched(case, name, theirs[name]))
         for name, seen in ours.tensors.items()
         if seen is not None and name in theirs and seen.shape == theirs[name].shape
     }
-    slots = [_slots(wrong[name]) for name in states if name in wrong]
-    slot = min((min(found) for found in slots if found), default=None)
-    last = len(example.slots) - D
-    if output in wrong and wrong[output].any() and (slot is None or slot >= last) and not case.is_packed:
-        return _in_output(case, example, ours.tensors[output], theirs[output], wrong[output], variant, last // D)
-    if slot is None:
-        return None
-    name = next(name for name in states if name in wrong and slot in _slots(wrong[name]))
-    mask = wrong[name] if case.is_cell else wrong[name][slot]
-    mask, ours_there, theirs_there = (
-        t.reshape(-1, t.size(-1))
-        for t in (mask, *((t if case.is_cell else t[slot]) for t in (ours.tensors[name], theirs[name])))
-    )
-    row, unit = mask.nonzero()[0].tolist()
-    gate = _gate(example, variant, slot, 0, row, unit)
-    direction = "reverse" if slot % D else "forward"
-    values = ours_there[row, unit].item(), theirs_there[row, unit].item()
-    return Location(case.name, name, slot // D, direction, None, row, unit, *values, gate)
+    wrong = {name: (a - b).abs() > allowed * b.abs().max() for name, (a, b) in pairs.items()}
 
+    def place(name: str, at: tuple[int, ...], slot: int, step: int | None, row: int, unit: int) -> Location:
+        a, b = pairs[name]
+        gate = _gate(example, variant, slot, step or 0, row, unit)
+        direction = "reverse" if slot % D else "forward"
+        return Location(case.name, name, slot // D, direction, step, row, unit, a[at].item(), b[at].item(), gate)
 
-def _slots(wrong: Tensor) -> list[int]:
-    return sorted({index[0] if wrong.dim() == 3 else 0 for index in wrong.nonzero().tolist()})
-
-
-def _in_output(
-    case: Case, example: Example, ours: Tensor, theirs: Tensor, wrong: Tensor, variant: Variant | None, layer: int
-) -> Location:
-    if case.batch_first and wrong.dim() == 3:
-        ours, theirs, wrong = (t.transpose(0, 1) for t in (ours, theirs, wrong))
-    if wrong.dim() == 2:
-        ours, theirs, wrong = (t.unsqueeze(1) for t in (ours, theirs, wrong))
-    H = wrong.size(-1) // example.directions
-    for d in range(example.directions):
-        half = wrong[..., d * H : (d + 1) * H]
-        if half.any():
+    states = [(*mask.nonzero()[0].tolist(), name) for name, mask in wrong.items() if name != "output" and mask.any()]
+    slot, row, unit, name = min(states, default=(last, 0, 0, ""))
+    if "output" in wrong and not case.is_packed and slot >= last:
+        for d, half in enumerate(wrong["output"].chunk(D, -1)):
             steps = half.flatten(1).any(1).nonzero().flatten().tolist()
-            step = steps[-1] if d else steps[0]  # in the order in which the direction runs
-            row, unit = half[step].nonzero()[0].tolist()
-            at = (step, row, d * H + unit)
-            gate = _gate(example, variant, layer * example.directions + d, step, row, unit)
-            direction = "reverse" if d else "forward"
-            return Location(
-                case.name, "output", layer, direction, step, row, unit, ours[at].item(), theirs[at].item(), gate
-            )
-    raise AssertionError("nothing differs")
+            if steps:
+                step = steps[-1] if d else steps[0]  # in the order in which the direction runs
+                row, unit = half[step].nonzero()[0].tolist()
+                return place("output", (step, row, d * half.size(-1) + unit), last + d, step, row, unit)
+    return place(name, (slot, row, unit), slot, None, row, unit) if name else None
+
+
+def _batched(case: Case, name: str, tensor: Tensor) -> Tensor:
+    """States as (slots, N, H), padded output as (L, N, D*H)."""
+    if case.is_cell:
+        tensor = tensor.unsqueeze(0)
+    if case.form == "unbatched":
+        tensor = tensor.unsqueeze(1)
+    elif name == "output" and case.batch_first and not case.is_packed:
+        tensor = tensor.transpose(0, 1)
+    return tensor
 
 
 def _gate(example: Example, variant: Variant | None, slot: int, step: int, row: int, unit: int) -> str:

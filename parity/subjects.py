@@ -92,7 +92,7 @@ def _guess(target: Any, name: str) -> str:
     for word in [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]:
         for kind in ("LSTM", "GRU", "RNN"):
             if kind in word:
-                return kind + "Cell" * word.endswith("CELL")
+                return f"{kind}Cell" if word.endswith("CELL") else kind
     raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
 
 
@@ -143,14 +143,15 @@ def _note(notes: list[str], line: str) -> None:
 
 def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
     """Only what deviates from torch.nn's defaults is passed, so that a class need not have every option."""
-    options = {name: value for name, value in arguments.items() if DEFAULTS.get(name, value is NotImplemented) != value}
-    sizes = [options.pop("input_size"), options.pop("hidden_size")]
+    sizes = arguments["input_size"], arguments["hidden_size"]
+    options = {name: value for name, value in arguments.items() if name in DEFAULTS and DEFAULTS[name] != value}
     signature = inspect.signature(cls)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     missing = [name for name in options if name not in signature.parameters and not takes_any]
     if missing:
         raise NotOfferedError(f"no argument {', '.join(missing)}")
-    return cls(*sizes, **options)
+    module: nn.Module = cls(*sizes, **options)
+    return module
 
 
 class MappedSubject(nn.Module):
@@ -292,7 +293,7 @@ def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject
                 result = convention.leave(result)
             return result
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         return module
 
     return Subject(subject.name, subject.class_name, make, subject.notes)

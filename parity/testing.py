@@ -6,6 +6,7 @@ class TestMyLSTM(parity.testing.ParityTests):
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from .checkup import Checkup, check
@@ -20,13 +21,14 @@ class ParityTests:
     weight_map: WeightMap | None = None
     grid: str = "quick"
     seed: int = 0
+    _checkup: Checkup
 
     @classmethod
     def checkup(cls) -> Checkup:
         """The checkup, once for each class."""
         if "_checkup" not in vars(cls):
-            options = {name: vars(cls).get(name, getattr(cls, name)) for name in ("weight_map", "grid", "seed")}
-            cls._checkup = check(vars(cls)["subject"], cls.as_, raises=False, **options)
+            target, weight_map = (inspect.getattr_static(cls, name) for name in ("subject", "weight_map"))
+            cls._checkup = check(target, cls.as_, weight_map=weight_map, grid=cls.grid, seed=cls.seed, raises=False)
         return cls._checkup
 
     def test_no_mistake_is_found(self) -> None:

@@ -150,7 +150,8 @@ class Definition:
         igates = x @ w.w_ih.unsqueeze(-3).mT + w.b_ih.unsqueeze(-3)
         lengths = torch.tensor(example.lengths) if example.lengths and self.ragged else None
         steps = range(x.size(-3))
-        state, outputs = initial, {}
+        state = initial
+        outputs: dict[int, Tensor] = {}
         for t in reversed(steps) if reverse and self.reversed else steps:
             before = self.carried(state, initial) if outputs else state
             before = (
@@ -220,10 +221,11 @@ class Definition:
             results = self._run(example, rows)
         if leaves:
             wanted = [name for name in example.cotangents if results[name].requires_grad]
-            loss = sum((results[name] * example.cotangents[name]).sum() for name in wanted)
-            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if wanted else ()
+            shown, weights = [results[name] for name in wanted], [example.cotangents[name] for name in wanted]
+            inputs = list(leaves.values())
+            grads = torch.autograd.grad(shown, inputs, weights, allow_unused=True) if wanted else [None] * len(inputs)
             results = {name: tensor.detach() for name, tensor in results.items()}
-            for (name, leaf), grad in zip(leaves.items(), grads, strict=False):
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
                 results[f"grad of {name}"] = torch.zeros_like(leaf) if grad is None else grad
         return results
 
@@ -272,18 +274,20 @@ class Definition:
             w_ih, w_hh = w_ih[rows], w_hh[rows]
             biases = [bias[rows] for bias in biases] if self.bias_follows else biases
         b_ih, b_hh = (times * bias.unsqueeze(-2) for times, bias in zip((self.b_ih, self.b_hh), biases, strict=False))
-        tensors = [
-            self.via(name, t)
-            for name, t in zip(("w_ih", "w_hh", "b_ih", "b_hh"), (w_ih, w_hh, b_ih, b_hh), strict=False)
-        ]
-        return Weights(*tensors, example.weights.get("weight_hr" + slot))
+        return Weights(
+            self.via("w_ih", w_ih),
+            self.via("w_hh", w_hh),
+            self.via("b_ih", b_ih),
+            self.via("b_hh", b_hh),
+            example.weights.get("weight_hr" + slot),
+        )
 
 
 def packed(output: Tensor, lengths: Sequence[int], batch_dim: int) -> Tensor:
     """(..., L, N, H) or (..., N, L, H) -> the rows of a PackedSequence, (..., S, H)."""
     lead = output.dim() - 3
     moved = output.movedim(lead, 0).movedim(lead + 1, 1) if lead else output
-    return pack_padded_sequence(moved, lengths, batch_dim == 0, enforce_sorted=False).data.movedim(0, lead)
+    return pack_padded_sequence(moved, list(lengths), batch_dim == 0, enforce_sorted=False).data.movedim(0, lead)
 
 
 # The order of the gates -----------------------------------------------------------------------------------------------
