@@ -196,7 +196,7 @@ class Direction:
         needed: Sequence[bool],
     ) -> list[Tensor | None]:
         """Write grad_input, or add to it if reverse. Return the gradients of the weights, where needed, and of the
-        first state."""
+        first state. What was kept is let go as it is used."""
         if self.rewrites:
             self.prepare()
         self.prepare_back()
@@ -204,7 +204,8 @@ class Direction:
         grads = [torch.zeros_like(s) if g is None else g for s, g in zip(self.state, grad_finals, strict=True)]
         last = self.ordered(self.sizes)[-1]
         carry = Carry(tuple(g[:last].clone() for g in grads), tuple(g[last:] for g in grads))
-        for span, (state, m, tape) in zip(reversed(self.spans), reversed(kept), strict=True):
+        for span in reversed(self.spans):
+            state, m, tape = kept.pop()
             h = output[span.rows]
             if self.rewrites:
                 m, tape = self.run(span, self.carry(state), torch.empty_like(h), keep=True)
@@ -434,15 +435,20 @@ class Layer(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return Layer.backward(ctx, *grads)
         input, output, *saved = ctx.saved_tensors
         tensors, flat = saved[: ctx.count], iter(saved[ctx.count :])
+        kept = [
+            [Kept(tuple(islice(flat, s)), next(flat), tuple(islice(flat, t))) for s, t in form] for form in ctx.form
+        ]
+        del saved, flat
+        ctx.maybe_clear_saved_tensors()  # unless the graph is retained: a tape can go as soon as it has been used
         needed = ctx.needs_input_grad[1:]
         # Gradients are enabled in here only if these ones are to be differentiated, too.
         if torch.is_grad_enabled() or any(g is not None and not plain(g) for g in grads):
             return None, *differentiate(ctx.options, grads, needed, (input, *tensors))
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return Layer.backward(ctx, *grads)
         grad_output, *grad_finals = grads
         grad_input = input.new_empty(input.shape) if needed[0] else None
         directions = Layer.directions(ctx.options, input, *Layer.grouped(ctx.options.equation, tensors))
@@ -450,10 +456,10 @@ class Layer(Function):
         columns = [None] * D if grad_output is None else grad_output.chunk(D, 1)
         width, finals = len(tensors) // D, len(grad_finals) // D
         result: list[Tensor | None] = []
-        for d, (direction, form) in enumerate(zip(directions, ctx.form, strict=True)):
+        for d, direction in enumerate(directions):
             result += direction.backward(
                 output.chunk(D, 1)[d],
-                [Kept(tuple(islice(flat, s)), next(flat), tuple(islice(flat, t))) for s, t in form],
+                kept[d],
                 columns[d],
                 grad_finals[d * finals : (d + 1) * finals],
                 grad_input,
