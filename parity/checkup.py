@@ -283,9 +283,7 @@ def check_arrays(
     tensors = {name: tensor.double() for name, tensor in tensors.items()}
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
     hx = tuple(tensors[name] for name in ("h_0", "c_0") if name in tensors)
-    seen: dict[str, Tensor] = {
-        name: tensors[name] for name in ("output", "h_n", "c_n", "h_1", "c_1") if name in tensors
-    }
+    seen = {name: tensor for name, tensor in tensors.items() if name in ("output", "h_n", "c_n", "h_1", "c_1")}
     if not seen or not weights or "input" not in tensors:
         raise ValueError("arrays need weights, input, and at least one of output, h_n, c_n (h_1, c_1)")
     example = variants.Example(
