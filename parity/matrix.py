@@ -6,6 +6,7 @@ Each cell is the outcome of code that ran now (see capabilities): it works, it i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import textwrap
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"What torch {torch.__version__} can do with the classes of torch.nn and of {options.subject}. A class works")
     print("where it is not named; each cell ran now, and its numbers are those of a float64 loop.")
     start, table = time.monotonic(), []
-    print(line("", "torch.nn", options.subject))
+    print(line("", *dict.fromkeys(("torch.nn", options.subject))))
     for entry in entries(rows, options.subject):
         if not table or table[-1]["group"] != entry["group"]:
             print(entry["group"])
@@ -94,17 +95,12 @@ def summary(cells: dict[str, dict[str, Any]]) -> str:
 
 def line(*texts: str) -> str:
     """A row of the table, on as many lines as its longest text takes."""
-    columns = [
-        textwrap.wrap(text, width, subsequent_indent="  ") or [""] for text, width in zip(texts, WIDTHS, strict=True)
+    columns = [textwrap.wrap(text, width, subsequent_indent="  ") for text, width in zip(texts, WIDTHS, strict=False)]
+    padded = [
+        " ".join(part.ljust(width) for part, width in zip(parts, WIDTHS, strict=False)).rstrip()
+        for parts in itertools.zip_longest(*columns, fillvalue="")
     ]
-    if texts[0].startswith(" "):
-        columns[0] = ["  " + part for part in columns[0]]
-    height = max(map(len, columns))
-    padded = [[*column, *[""] * (height - len(column))] for column in columns]
-    return "\n".join(
-        " ".join(part.ljust(width) for part, width in zip(parts, WIDTHS, strict=True)).rstrip()
-        for parts in zip(*padded, strict=True)
-    )
+    return "\n".join(padded)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Neither graph grows with the length.
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -26,6 +26,8 @@ try:
     from torch._higher_order_ops import scan
 except ImportError:  # a prototype of torch's: without it, export takes the loop, and the artefact is for one length
     scan = None
+#: Whether a transform of torch.func is at work. Where torch doesn't tell, one is taken to be.
+transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def stack(
@@ -50,7 +52,7 @@ def stack(
         unroll = recurrence.unroll if scan is None else scan_unroll
         return recurrence.stack(equation, input, states, weights, None, dropout, bidirectional, unroll)
 
-    if getattr(torch._C, "_are_functorch_transforms_active", bool)():
+    if transforming():
         sizes = None if batch_sizes is None else batch_sizes.tolist()
         return recurrence.stack(equation, input, states, weights, sizes, dropout, bidirectional)
 
