@@ -362,6 +362,22 @@ def hard_sigmoid(x: Tensor) -> Tensor:
     return (0.2 * x + 0.5).clamp(0, 1)
 
 
+def with_derivative(
+    function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """`function`, whose derivative is taken to be `derivative` of its value."""
+
+    def computed(x: Tensor) -> Tensor:
+        y = function(x).detach()
+        return y + derivative(y) * (x - x.detach())
+
+    return computed
+
+
+def emitting(squash: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    return lambda o, c, before: o * squash(c)
+
+
 def zeroed(*which: int) -> Callable[[list[State], int], list[State]]:
     return lambda states, D: [tuple(s * 0 if k in which else s for k, s in enumerate(state)) for state in states]
 
@@ -453,9 +469,9 @@ def _deviations() -> Iterator[Deviation]:
         "cell", "L",
         ("forget gate + 1", {"forget_bias": 1.0}, "drop the constant, or subtract 1 from bias_ih[H:2H] when loading",
          "TF1 BasicLSTMCell and LSTMCell, Haiku, ncps"),
-        ("tanh is missing on c", {"emit": lambda o, c, before: o * c}, "h = o * tanh(c)"),
-        ("sigmoid on c in place of tanh", {"emit": lambda o, c, before: o * torch.sigmoid(c)}, "h = o * tanh(c)"),
-        ("relu on c in place of tanh", {"emit": lambda o, c, before: o * relu(c)}, "h = o * tanh(c)"),
+        ("tanh is missing on c", {"emit": emitting(same)}, "h = o * tanh(c)"),
+        ("sigmoid on c in place of tanh", {"emit": emitting(torch.sigmoid)}, "h = o * tanh(c)"),
+        ("relu on c in place of tanh", {"emit": emitting(relu)}, "h = o * tanh(c)"),
         ("h is made of the c before the step", {"emit": lambda o, c, before: o * torch.tanh(before)},
          "compute the new c first, then h = o * tanh(c)"),
         ("the output gate is missing", {"emit": lambda o, c, before: torch.tanh(c)}, "h = o * tanh(c)"),
@@ -618,6 +634,26 @@ def _deviations() -> Iterator[Deviation]:
         *((f"gate {gate} is detached", cut(gate), keep) for gate in "rzn"),
         ("h is detached in the blend", cut("h in the blend"), keep),
     )
+    sigmoids = (("s", lambda s: s), ("1 - s", lambda s: 1 - s))
+    tanhs = (("1 - y", lambda y: 1 - y), ("y", lambda y: y), ("1 + y * y", lambda y: 1 + y * y))
+    yield from group(
+        "gradient", "LG",
+        *((f"the derivative of sigmoid is taken to be {name}", {"sigmoid": with_derivative(torch.sigmoid, wrong)},
+           "s * (1 - s)") for name, wrong in sigmoids),
+        *((f"the derivative of the candidate's tanh is taken to be {name}",
+           {"candidate": with_derivative(torch.tanh, wrong)}, "1 - y * y") for name, wrong in tanhs),
+    )  # fmt: skip
+    yield from group(
+        "gradient", "L",
+        *((f"the derivative of tanh(c) is taken to be {name}",
+           {"emit": emitting(with_derivative(torch.tanh, wrong))}, "1 - y * y")
+          for name, wrong in tanhs),
+    )  # fmt: skip
+    yield from group(
+        "gradient", "R",
+        *((f"the derivative of tanh is taken to be {name}", {"activation": with_derivative(torch.tanh, wrong)},
+           "1 - y * y") for name, wrong in tanhs),
+    )  # fmt: skip
     dtype = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
     yield from group(
         "dtype", "LGR",

@@ -124,6 +124,54 @@ class LoopRNN(nn.Module):
         return torch.stack(outputs), h[None]
 
 
+class Sigmoid(torch.autograd.Function):
+    """The derivative by hand, and one factor short."""
+
+    @staticmethod
+    def forward(ctx, x):
+        s = torch.sigmoid(x)
+        ctx.save_for_backward(s)
+        return s
+
+    @staticmethod
+    def backward(ctx, grad):
+        (s,) = ctx.saved_tensors
+        return grad * (1 - s)
+
+
+class HandSigmoidLSTM(LoopLSTM):
+    def gates(self, x, h):
+        gates = F.linear(x, self.weight_ih_l0, self.bias_ih_l0) + F.linear(h, self.weight_hh_l0, self.bias_hh_l0)
+        i, f, g, o = gates.chunk(4, 1)
+        return Sigmoid.apply(i), Sigmoid.apply(f), torch.tanh(g), Sigmoid.apply(o)
+
+
+class Tanh(torch.autograd.Function):
+    """The derivative without its square."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(torch.tanh(x))
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0])
+
+
+class HandTanhRNN(nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.cell = nn.Linear(input_size + hidden_size, hidden_size)
+
+    def forward(self, x, hx):
+        h, outputs = hx[0], []
+        for x_t in x:
+            h = Tanh.apply(self.cell(torch.cat([x_t, h], 1)))
+            outputs.append(h)
+        return torch.stack(outputs), h[None]
+
+
 EXPECTED = [
     (Truncated, "the state is detached between steps"),
     (HiddenCut, "h is detached between steps"),
@@ -133,5 +181,7 @@ EXPECTED = [
     (FixedStart, "hx is detached"),
     (LoopGRU, "h is detached in the gates"),
     (LeakGRU, "h is detached in the blend"),
+    (HandSigmoidLSTM, "the derivative of sigmoid is taken to be 1 - s"),
+    (HandTanhRNN, "the derivative of tanh is taken to be 1 - y"),
     (LoopRNN, "the state is detached between steps"),
 ]
