@@ -49,7 +49,7 @@ class RNNBase(nn.Module):
         "proj_size",
     ]
 
-    path: Literal["fast", "readable"] = "readable"
+    path: Literal["fast", "readable"] = "fast"
     checkpoint_every: int | None = None
 
     mode: str
@@ -158,6 +158,8 @@ class RNNBase(nn.Module):
     ) -> tuple[Tensor, list[State]]:
         """The layers, by the graph's path under the compiler, else by the fast one where that is asked for and serves,
         else by the readable one."""
+        if self.path not in ("fast", "readable"):
+            raise ValueError(f"path should be 'fast' or 'readable', got: {self.path!r}")
         options = self.dropout if self.training else 0.0, self.bidirectional
         if torch.compiler.is_compiling():
             return graph.stack(

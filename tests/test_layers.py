@@ -562,3 +562,17 @@ def test_the_path_is_chosen_by_module_class_or_all(monkeypatch, kind, form):
 
 def test_one_forward_serves_all_layers():
     assert {getattr(rnnkit, name).forward for name in LAYERS} == {rnnkit.RNNBase.forward}
+
+
+def test_a_path_that_does_not_exist_is_refused():
+    rnn = rnnkit.LSTM(2, 3)
+    rnn.path = "Fast"
+    with pytest.raises(ValueError, match="path should be 'fast' or 'readable', got: 'Fast'"):
+        rnn(torch.zeros(4, 2))
+
+
+def test_all_layers_take_the_path_of_their_base(monkeypatch):
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "nowhere")
+    for kind in (rnnkit.RNN, rnnkit.LSTM, rnnkit.GRU):
+        with pytest.raises(ValueError, match="nowhere"):
+            kind(2, 3)(torch.zeros(4, 2))
