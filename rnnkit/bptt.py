@@ -74,6 +74,10 @@ class Carry:
         return tuple(torch.cat((s, w)) if w.size(0) else s.clone() for s, w in pairs)
 
 
+def of_clone(product: Product) -> Product:
+    return lambda x: product(x.clone())
+
+
 class Kept(NamedTuple):
     """What a span keeps for its way back."""
 
@@ -132,12 +136,15 @@ class Direction:
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
         self.adds = self.accumulate(w_hh) if self.accumulates else None
         self.bias = self.kernel.bias(b_ih, b_hh) if self.accumulates and b_ih is not None and b_hh is not None else b_ih
-        self.hgates = self.repeated(w_hh, b_hh)
-        self.project = self.repeated(w_hr) if w_hr is not None else None
         self.arithmetic = arithmetic(w_hh.dtype, self.N * self.cells)
-        # The bits of a product may depend on how many rows it has, so to be exact it has all of them, as ATen's.
-        exact = self.arithmetic is EXACT and not self.rewrites
-        self.all_igates = self.product(self.input, w_ih, self.bias) if exact else None
+        # The bits of a product may depend on where in memory its factors begin and on how many rows they have. To be
+        # exact, they begin like tensors of their own, and the igates of all spans are one product.
+        exact = self.arithmetic is EXACT
+        self.hgates = of_clone(self.repeated(w_hh, b_hh)) if exact else self.repeated(w_hh, b_hh)
+        self.project = self.repeated(w_hr) if w_hr is not None else None
+        if exact and self.project:
+            self.project = of_clone(self.project)
+        self.all_igates = self.product(self.input, w_ih, self.bias) if exact and not self.rewrites else None
 
     def igates(self, span: Span) -> Tensor:
         if self.all_igates is not None:

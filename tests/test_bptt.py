@@ -102,6 +102,16 @@ def test_outputs_are_the_readable_path_s_to_the_bit_in_float64_and_gradients_to_
         assert all(torch.equal(a, b) for a, b in zip(case.run(), readable, strict=True))
 
 
+@pytest.mark.parametrize("N", [1, 3, 5])
+@pytest.mark.parametrize("H", [1, 5, 7, 13])
+@pytest.mark.parametrize(
+    "options", [options for options in GRID if options["layers"] == 1 and not options["packed"]], ids=name
+)
+def test_rows_may_begin_anywhere_in_memory(options, N, H):
+    case = Case(**options, N=N, H=H, L=7)
+    assert all(torch.equal(a, b) for a, b in zip(case.run(), case.run(recurrence.stack), strict=True))
+
+
 @pytest.mark.parametrize("options", GRID, ids=name)
 def test_float32_is_the_readable_path_to_rounding(options, product):
     case = Case(**options, dtype=torch.float32)
