@@ -98,9 +98,11 @@ class Direction:
         weights: Weights,
         reverse: bool,
         checkpoint_every: int | None,
+        bias_after: bool = False,
     ) -> None:
         self.kernel = KERNELS[equation]
         self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
+        self.bias_after = bias_after
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         self.spans = self.ordered(spans(sizes, checkpoint_every if self.rewrites else None))
         self.N, self.cells = state[0].size(0), weights.w_ih.size(-2) // len(equation.gates)  # H_cell
@@ -144,7 +146,12 @@ class Direction:
         self.project = self.repeated(w_hr) if w_hr is not None else None
         if exact and self.project:
             self.project = of_clone(self.project)
-        self.all_igates = self.product(self.input, w_ih, self.bias) if exact and not self.rewrites else None
+        self.all_igates = None
+        if exact and not self.rewrites:
+            at_once, after = (None, self.bias) if self.bias_after else (self.bias, None)
+            self.all_igates = self.product(self.input, w_ih, at_once)
+            if after is not None:
+                self.all_igates += after
 
     def igates(self, span: Span) -> Tensor:
         if self.all_igates is not None:
@@ -397,6 +404,7 @@ class Options(NamedTuple):
     sizes: list[int]
     checkpoint_every: int | None
     both: bool
+    bias_after: bool  # b_ih is added after the product, as ATen does for an input that is not contiguous
 
 
 class Layer(Function):
@@ -413,11 +421,11 @@ class Layer(Function):
     def directions(
         options: Options, input: Tensor, states: Sequence[State], weights: Sequence[Weights]
     ) -> list[Direction]:
-        equation, sizes, every, both = options
+        equation, sizes, every, both, bias_after = options
         if both:
             return [Both(equation, input, sizes, states, weights, every)]
         each = zip(states, weights, (False, True), strict=False)
-        return [Direction(equation, input, sizes, state, weight, reverse, every) for state, weight, reverse in each]
+        return [Direction(equation, input, sizes, *arguments, every, bias_after) for arguments in each]
 
     @staticmethod
     def run(
@@ -522,7 +530,9 @@ def stack(
             output = F.dropout(output, dropout)
         group = states[k : k + D], weights[k : k + D]
         tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)]
-        options = Options(equation, sizes, checkpoint_every, Both.pays(sizes, group[1]))
+        options = Options(
+            equation, sizes, checkpoint_every, Both.pays(sizes, group[1]), k == 0 and not input.is_contiguous()
+        )
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
             output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
         else:

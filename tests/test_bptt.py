@@ -112,6 +112,15 @@ def test_rows_may_begin_anywhere_in_memory(options, N, H):
     assert all(torch.equal(a, b) for a, b in zip(case.run(), case.run(recurrence.stack), strict=True))
 
 
+@pytest.mark.parametrize("options", [options for options in GRID if not options["packed"]], ids=name)
+def test_the_batch_may_come_first(options):
+    case = Case(**options, N=5, H=7, L=7)
+    case.input = torch.randn(5, 7, 3, dtype=torch.float64).transpose(0, 1).requires_grad_()
+    fast, readable = case.run(), case.run(recurrence.stack)
+    assert all(torch.equal(a, b) for a, b in zip(fast, readable, strict=True))
+    assert all(close(a, b, 1e-13) for a, b in zip(case.gradients(fast), case.gradients(readable), strict=True))
+
+
 @pytest.mark.parametrize("options", GRID, ids=name)
 def test_float32_is_the_readable_path_to_rounding(options, product):
     case = Case(**options, dtype=torch.float32)
