@@ -164,6 +164,9 @@ def examine(subject: Subject, size: str, seed: int) -> Checkup:
     """The checkup itself, on one thread."""
     doctor = Doctor(subject, seed)
     diagnosis = doctor.diagnose()
+    for name, value in subject.defaults.items():
+        fix = f"let {name} default to {subjects.DEFAULTS[name]!r}, as in torch.nn, or pass it"
+        diagnosis.findings.append(Finding(f"{name} is {value!r} where nothing is said", "", fix))
     checkup = Checkup(subject.name, subject.class_name, diagnosis, subject.notes, seed=seed)
     offered = doctor.subject.namespace
     if BASE.name in diagnosis.errors:
@@ -204,7 +207,8 @@ def rows(results: Sequence[Result], diagnosis: Diagnosis) -> list[Row]:
         outcome = _outcome(result)
         if outcome is Outcome.ERROR and not _axes(result.case) <= worked:
             outcome = Outcome.NOT_OFFERED
-        if outcome is Outcome.DIFFERENT and result.case.dropout == "dropout_train" and placed:
+        masked = result.case.dropout == "dropout_train" and result.case.layers > 1
+        if outcome is Outcome.DIFFERENT and masked and placed:
             outcome = Outcome.OTHER_MASKS
         worst = max(_serious(result), key=lambda d: (d.verdict, d.error), default=None)
         what = "" if worst is None else f"{worst.name}: {worst.note or f'error {worst.error:.1e}'}"

@@ -44,6 +44,7 @@ class Subject:
     class_name: str  # torch.nn's name: LSTM, GRUCell, ...
     make: Callable[..., nn.Module]  # torch.nn's keyword arguments -> a module with torch.nn's parameters
     notes: list[str] = field(default_factory=list)  # how it was adapted, for the report
+    defaults: dict[str, Any] = field(default_factory=dict)  # those of its constructor that are not torch.nn's
 
     @property
     def kind(self) -> str:
@@ -82,9 +83,18 @@ def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = No
     if not isinstance(target, type):
         return Subject(name, class_name, lambda **arguments: FunctionSubject(target, class_name, arguments))
     notes: list[str] = []
-    return Subject(
-        name, class_name, lambda **arguments: _module(target, class_name, arguments, weight_map, notes), notes
-    )
+
+    def make(**arguments: Any) -> nn.Module:
+        return _module(target, class_name, arguments, weight_map, notes)
+
+    return Subject(name, class_name, make, notes, _defaults(target))
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a constructor's options that are not torch.nn's."""
+    own = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    options = own.keys() & DEFAULTS.keys() - {"device", "dtype"}
+    return {name: own[name] for name in sorted(options) if own[name] not in (DEFAULTS[name], inspect.Parameter.empty)}
 
 
 def _guess(target: Any, name: str) -> str:
@@ -142,9 +152,11 @@ def _note(notes: list[str], line: str) -> None:
 
 
 def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
-    """Only what deviates from torch.nn's defaults is passed, so that a class need not have every option."""
+    """Only what deviates from torch.nn's defaults or its own is passed: a class need not have every option."""
     sizes = arguments["input_size"], arguments["hidden_size"]
-    options = {name: value for name, value in arguments.items() if name in DEFAULTS and DEFAULTS[name] != value}
+    asked = {name: DEFAULTS[name] for name in _defaults(cls)} | arguments
+    unsaid = DEFAULTS | _defaults(cls)
+    options = {name: value for name, value in asked.items() if name in unsaid and unsaid[name] != value}
     signature = inspect.signature(cls)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     missing = [name for name in options if name not in signature.parameters and not takes_any]
@@ -179,6 +191,8 @@ class FunctionSubject(nn.Module):
         for name, default in DEFAULTS.items():
             if name in ("num_layers", "bidirectional", "batch_first") and arguments.get(name, default) != default:
                 raise NotOfferedError(f"a function has no {name}")
+        if arguments.get("nonlinearity", "tanh") != "tanh":
+            raise NotOfferedError("a function has one nonlinearity")
         dtype = arguments.get("dtype") or torch.float32
         options = {name: value for name, value in arguments.items() if name != "dtype"}
         reference = _reference(class_name, options)

@@ -59,6 +59,43 @@ def test_torch_is_itself_bit_for_bit():
     assert result.verdict == "GRUCell is torch.nn.GRUCell, bit for bit"
 
 
+def test_another_default_is_the_only_thing_said_of_a_module_that_is_right_otherwise():
+    class BatchFirst(nn.GRU):
+        def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=True, **options):
+            super().__init__(input_size, hidden_size, num_layers, bias, batch_first, **options)
+
+    result = check(BatchFirst, "GRU", raises=False)
+    assert result.diagnosis.names == ["batch_first is True where nothing is said"]
+    assert {row.outcome for row in result.rows} == {Outcome.BITWISE}
+    assert not result.same
+
+
+def test_a_function_is_asked_for_the_one_nonlinearity_it_has():
+    def rnn(input, state, weights):
+        h, output = state[0], []
+        for x in input:
+            igates = nn.functional.linear(x, weights["weight_ih_l0"], weights.get("bias_ih_l0"))
+            h = torch.tanh(igates + nn.functional.linear(h, weights["weight_hh_l0"], weights.get("bias_hh_l0")))
+            output.append(h)
+        return torch.stack(output), h[None]
+
+    result = check(rnn, "RNN", raises=False)
+    assert result.same
+    assert "relu" in result.diagnosis.not_offered
+
+
+def test_one_layer_draws_no_mask_so_none_excuses_it():
+    class Loud(nn.GRU):
+        def forward(self, input, hx=None):
+            output, h_n = super().forward(input, hx)
+            return (output * 1.5 if isinstance(output, torch.Tensor) else output), h_n
+
+    result = check(Loud, "GRU", raises=False)
+    masked = [row for row in result.rows if row.case.dropout == "dropout_train" and row.case.layers == 1]
+    assert masked
+    assert not any(row.outcome is Outcome.OTHER_MASKS for row in masked)
+
+
 def test_every_pair_of_options_is_covered(right):
     pairs = {(row.case.layers, row.case.bidirectional) for row in right.rows}
     assert pairs == {(layers, both) for layers in (1, 2, 3) for both in (True, False)}

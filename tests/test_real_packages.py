@@ -14,7 +14,7 @@ from rnnkit.dialects import DIALECTS
 
 FLOAT32 = "in float32 in a float64 run"
 IN_THE_LOOP = "dropout on every new state, in the time loop"
-BATCH_FIRST = "input is always taken as (N, L, H_in)"
+BATCH_FIRST = "batch_first is True where nothing is said"
 PACKAGES = {  # torch.nn's name for it, the mistakes by name, what it does not offer
     "opacus.layers:DPLSTM": ("LSTM", [f"h_n and c_n {FLOAT32}", IN_THE_LOOP], {"unbatched", "projection"}),
     "opacus.layers:DPGRU": ("GRU", [f"h_n {FLOAT32}", IN_THE_LOOP], {"unbatched"}),
