@@ -533,11 +533,12 @@ def stack(
         options = Options(
             equation, sizes, checkpoint_every, Both.pays(sizes, group[1]), k == 0 and not input.is_contiguous()
         )
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
-            output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
-        else:
-            with torch.no_grad():
-                output, flat, _ = Layer.run(options, output, *group, keep=False)
+        with recurrence.named(f"{equation.step.__name__}_l{k // D}"):
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
+                output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
+            else:
+                with torch.no_grad():
+                    output, flat, _ = Layer.run(options, output, *group, keep=False)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
