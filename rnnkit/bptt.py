@@ -543,6 +543,18 @@ def stack(
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
 
+#: What tells of tracers and transforms is torch's own. Should it go, so does this path, and nothing else.
+TELLING = all(
+    hasattr(owner, name)
+    for owner, names in {
+        torch._C: ("_is_tracing", "_len_torch_dispatch_stack"),
+        torch._C._functorch: ("peek_interpreter_stack", "is_functorch_wrapped_tensor", "is_legacy_batchedtensor"),
+        forward_ad: ("_current_level",),
+    }.items()
+    for name in names
+)
+
+
 def plain(tensor: Tensor) -> bool:
     """Whether it is a strided tensor on a CPU and nothing else."""
     return (
@@ -567,7 +579,8 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
     small steps, which are over before this path has begun.
     """
     return (
-        equation in KERNELS
+        TELLING
+        and equation in KERNELS
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnkit
-from rnnkit import graph, recurrence
+from rnnkit import bptt, graph, recurrence
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -358,6 +358,7 @@ def test_what_is_used_of_torch_s_own_is_there():
     assert graph.scan is not None
     assert callable(torch._C._are_functorch_transforms_active)
     assert torch.autograd.profiler._is_profiler_enabled is False
+    assert bptt.TELLING
 
 
 def test_without_them_modules_and_graphs_work(monkeypatch):
@@ -365,6 +366,9 @@ def test_without_them_modules_and_graphs_work(monkeypatch):
     module = build(rnnkit, "GRU")
     x = arguments(module)[0]
     assert_same(leaves(compiled(module)(x)), leaves(module(x)))
+    monkeypatch.setattr(bptt, "TELLING", False)
+    monkeypatch.setattr(bptt, "stack", None)
+    assert_same(leaves(module(x)), leaves(compiled(module)(x)))
     monkeypatch.setattr(torch.autograd, "profiler", SimpleNamespace())
     with recurrence.named("layer") as nothing:
         assert nothing is None
