@@ -263,6 +263,17 @@ def test_autocast_in_a_graph_is_autocast_outside(kind):
     torch.autograd.grad(sum(y.float().sum() for y in found), list(module.parameters()))
 
 
+def test_a_graph_leaves_nothing_in_the_cache_of_autocast():
+    """A weight cast inside the operator, where autograd is off, must not be found by who trains outside."""
+    module = build(rnnkit, "GRU", dtype=torch.float32)
+    x, _ = arguments(module)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            compiled(module)(x)
+        output, _ = module(x)
+    torch.autograd.grad(output.sum(), list(module.parameters()))
+
+
 @kinds
 @pytest.mark.parametrize("form", ["unbatched", "padded"])
 def test_a_compiled_sequence_of_length_0(kind, form):
