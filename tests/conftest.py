@@ -1,10 +1,16 @@
 """Fixtures of all tests."""
 
+import os
+
 import pytest
 import torch
 
 import rnnkit
 from rnnkit.kernels import KERNELS
+
+# The tensors are small and there are as many workers as cores: more threads would only wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture
