@@ -67,11 +67,8 @@ def work(rank: int, world: int, store: str, steps: int, shard: bool) -> None:
     """What each process does. The first one prints."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    model: nn.Module = adder()
-    if shard:
-        model = fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
-    else:
-        model = nn.parallel.DistributedDataParallel(model)
+    mesh = init_device_mesh("cpu", (world,))
+    model = fully_shard(adder(), mesh=mesh) if shard else nn.parallel.DistributedDataParallel(adder())
     rows = N // world
     together = torch.tensor(train(model, steps, slice(rank * rows, (rank + 1) * rows)))
     dist.all_reduce(together)
@@ -82,6 +79,7 @@ def work(rank: int, world: int, store: str, steps: int, shard: bool) -> None:
         for k in sorted({0, steps // 4, steps // 2, steps - 1}):
             print(f"{k + 1:6}{alone[k]:12.6f}{together[k]:16.6f}")
         print(f"The losses differ by {(alone - together).abs().max():.1e} at most.")
+    dist.barrier()  # none leaves the group while another is still busy
     dist.destroy_process_group()
 
 

@@ -75,6 +75,7 @@ class Carry:
 
 
 def of_clone(product: Product) -> Product:
+    """`product` of a copy, which begins where new tensors do: MKL's last bits depend on where a factor begins."""
     return lambda x: product(x.clone())
 
 

@@ -27,7 +27,7 @@ STARTS = {
 def test_two_processes_learn_what_one_learns(start, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*STARTS[start], "--steps", "12"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^ +(\d+) +(\S+) +(\S+)$", done.stdout, re.M)
     losses = [float(alone) for _, alone, _ in rows]
