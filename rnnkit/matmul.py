@@ -16,6 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor repays a call of oneDNN
+#: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
+OPERATORS = [
+    ("mkldnn", "_linear_pointwise"),
+    ("mkldnn", "_reorder_linear_weight"),
+    ("aten", "mkldnn_linear_backward_weights"),
+]
 
 
 def _onednn(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -40,7 +46,8 @@ def seconds(function: Callable[[], object]) -> float:
 @cache
 def _threshold(threads: int) -> float:
     """Multiplications from which oneDNN is faster than MKL with this number of threads; infinite if it never is."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not all(hasattr(getattr(torch.ops, library), name) for library, name in OPERATORS):
         return float("inf")
     with torch.no_grad():
         one, x, w = (torch.ones(n, k, dtype=torch.float32, device="cpu") for n, k in ((8, 8), (64, 256), (512, 256)))

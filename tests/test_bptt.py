@@ -478,6 +478,16 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
         assert all(close(a.double(), e, 1e-6) for a, e in zip(ours, exact, strict=True))
 
 
+@pytest.mark.parametrize("gone", range(3))
+def test_without_one_of_the_operators_mkl_forms_all_products(gone, monkeypatch):
+    assert all(hasattr(getattr(torch.ops, library), name) for library, name in matmul.OPERATORS)
+    library, _ = matmul.OPERATORS[gone]
+    monkeypatch.setattr(matmul, "OPERATORS", [*matmul.OPERATORS, (library, "gone")])
+    matmul._threshold.cache_clear()
+    assert not matmul.by_onednn(10**6, (10**3, 10**3), torch.float32)
+    matmul._threshold.cache_clear()
+
+
 def test_the_threshold_is_measured_once_for_a_number_of_threads():
     matmul._threshold.cache_clear()
     with torch.device("meta"):
