@@ -598,3 +598,21 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
             if t is not None
         )
     )
+
+
+def stack_by(
+    path: str,
+    equation: Equation,
+    input: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Weights],
+    batch_sizes: Sequence[int] | None,
+    dropout: float,
+    bidirectional: bool,
+    checkpoint_every: int | None,
+) -> tuple[Tensor, list[State]]:
+    """`stack` where path is "fast" and it serves, else recurrence.stack."""
+    arguments = (equation, input, states, weights, batch_sizes, dropout, bidirectional)
+    if path == "fast" and serves(equation, input, states, weights):
+        return stack(*arguments, checkpoint_every)
+    return recurrence.stack(*arguments)

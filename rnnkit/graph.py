@@ -142,17 +142,14 @@ class Call(NamedTuple):
         states = _grouped(self.states, len(equation.state))
         weights = [_weights(group) for group in _grouped(self.weights, len(self.weights) // len(states))]
         sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
-        arguments = (equation, self.input, states, weights, sizes, 0.0, self.bidirectional)
+        arguments = (equation, self.input, states, weights, sizes, 0.0, self.bidirectional, self.checkpoint_every)
         # The graph is run outside of the autocast region that it was traced in.
         device = self.input.device.type
         autocast = (
             nullcontext() if self.autocast is None else torch.autocast(device, self.autocast, cache_enabled=False)
         )
         with autocast:
-            if self.path == "fast" and bptt.serves(equation, self.input, states, weights):
-                output, finals = bptt.stack(*arguments, self.checkpoint_every)
-            else:
-                output, finals = recurrence.stack(*arguments)
+            output, finals = bptt.stack_by(self.path, *arguments)
         return [output, *(s for final in finals for s in final)]
 
     def record(self) -> Record:

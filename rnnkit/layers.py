@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import bptt, checks, graph, recurrence
+from . import bptt, checks, graph
 from .equations import EQUATIONS, Equation, State
 from .recurrence import Weights
 
@@ -166,9 +166,8 @@ class RNNBase(nn.Module):
                 self.equation, input, states, weights, batch_sizes, *options, self.path, self.checkpoint_every
             )
         sizes = None if batch_sizes is None else batch_sizes.tolist()
-        if self.path == "fast" and bptt.serves(self.equation, input, states, weights):
-            return bptt.stack(self.equation, input, states, weights, sizes, *options, self.checkpoint_every)
-        return recurrence.stack(self.equation, input, states, weights, sizes, *options)
+        arguments = (self.equation, input, states, weights, sizes, *options, self.checkpoint_every)
+        return bptt.stack_by(self.path, *arguments)
 
     def _fused_by_autocast(self, data: Tensor) -> bool:
         """Whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
