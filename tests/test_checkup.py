@@ -51,7 +51,7 @@ def test_a_right_module_passes(right):
     assert right.verdict == "StackGRU is torch.nn.GRU in what it offers, within rounding"
     assert {row.outcome for row in right.rows} <= {Outcome.BITWISE, Outcome.ROUNDING, Outcome.OTHER_MASKS}
     assert right.seconds < 60
-    assert right.growth.kind == "rounding"
+    assert right.growth.kind in ("none", "rounding")  # the processor decides which
 
 
 def test_torch_is_itself_bit_for_bit():
