@@ -126,16 +126,15 @@ class RNNBase(nn.Module):
             if hx is not None:
                 checks.check_hx_rank(hx, self._states, input.dim())
                 hx = hx if batched else self._each(hx, lambda state: state.unsqueeze(1))
-        hx = self._zeros(data, N) if hx is None else self.permute_hidden(hx, sorted_indices)
+        if hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
         all_weights = self._fetch_weights()
         self._check(data, hx, batch_sizes, all_weights, N)
-        if packed and self.mode == "LSTM":
-            hx = hx[0], hx[1].expand(-1, N, self.hidden_size)  # torch.nn takes a c_0 that can be broadcast
 
         output, finals = self._stack(
             data.transpose(0, 1) if self.batch_first and not packed else data,
-            list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False)),
-            [Weights(**dict(zip(self._fields, weights, strict=True))) for weights in all_weights],
+            self._first_states(data, hx, N, packed),
+            [self._as_weights(*weights) for weights in all_weights],
             batch_sizes,
         )
         h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
@@ -205,21 +204,26 @@ class RNNBase(nn.Module):
         """`function` of hx, or of each of (h, c)."""
         return function(hx) if self._states == 1 else tuple(function(hx[k]) for k in range(self._states))
 
-    def _zeros(self, data: Tensor, N: Any) -> Any:
-        sizes = self._state_sizes(N)
-        zeros = tuple(torch.zeros(size, dtype=data.dtype, device=data.device) for size in sizes)
-        return zeros if len(zeros) > 1 else zeros[0]
+    def _first_states(self, data: Tensor, hx: Any, N: Any, packed: bool) -> list[State]:
+        """Of each layer and direction."""
+        if hx is None:
+            (layers, *of_h), *others = self._state_sizes(N)
+            h = data.new_zeros(of_h)
+            return [(h, *(h if of_h == size else data.new_zeros(size) for _, *size in others))] * layers
+        if packed and self.mode == "LSTM":
+            hx = hx[0], hx[1].expand(-1, N, self.hidden_size)  # torch.nn takes a c_0 that can be broadcast
+        return list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False))
 
     def _state_sizes(self, N: Any) -> list[tuple[int, ...]]:
         """(D*num_layers, N, H_out) of h, then (D*num_layers, N, H_cell) of what else the equation carries."""
-        layers = self.num_layers * (2 if self.bidirectional else 1)
-        H_out = self.proj_size if self.proj_size > 0 else self.hidden_size
-        return [(layers, N, H_out if k == 0 else self.hidden_size) for k in range(self._states)]
+        layers, H = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
+        of_h = (layers, N, self.proj_size if self.proj_size > 0 else H)
+        return [of_h] + [(layers, N, H)] * (self._states - 1)
 
-    @property
-    def _fields(self) -> list[str]:
-        """What each entry of `all_weights` holds, as `Weights` calls it."""
-        return ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * self.bias + ["w_hr"] * (self.proj_size > 0)
+    def _as_weights(self, w_ih: Tensor, w_hh: Tensor, *rest: Tensor) -> Weights:
+        """An entry of `all_weights`, under the names of what it holds."""
+        b_ih, b_hh = rest[:2] if self.bias else (None, None)
+        return Weights(w_ih, w_hh, b_ih, b_hh, rest[-1] if self.proj_size > 0 else None)
 
     @property
     def _flat_weights_names(self) -> list[str]:
@@ -236,7 +240,10 @@ class RNNBase(nn.Module):
 
     def _fetch_weights(self) -> list[list[Any]]:
         # No property: nn.Module takes an AttributeError inside one for the want of the property, not of the weight.
-        return [[getattr(self, name) for name in names] for names in self._all_weights]
+        known = self._parameters  # most are; finding one there first is faster
+        return [
+            [known[name] if name in known else getattr(self, name) for name in names] for names in self._all_weights
+        ]
 
     def flatten_parameters(self) -> None:
         """Nothing: there is no flat buffer to rebuild. Here because programs call it."""
@@ -257,26 +264,30 @@ class RNNBase(nn.Module):
         tracing = torch.compiler.is_compiling()  # a graph can't ask what batch_sizes hold: its operator does
         if self.mode != "LSTM" or batch_sizes is None or tracing:
             self.check_forward_args(data, hx, batch_sizes, N)
-        if self._states > 1:
+        if hx is not None and self._states > 1:
             checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states)
         checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
         w_hh, b_hh = flat_weights[1], flat_weights[3] if self.bias else None
         if batch_sizes is None:
-            checks.check_devices(data, self._tuple(hx), flat_weights)
+            checks.check_devices(data, () if hx is None else self._tuple(hx), flat_weights)
         elif not tracing:
             checks.check_packed(data, batch_sizes)
             if self.mode == "LSTM":
                 sizes = self._state_sizes(N)
-                checks.check_packed_pair(data, batch_sizes, hx, sizes, flat_weights, self.bias, self.bidirectional)
-        checks.check_hx_dtype(self._tuple(hx)[0], w_hh, b_hh)
+                pair = [data.new_zeros(size) for size in sizes] if hx is None else hx
+                checks.check_packed_pair(data, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
+        checks.check_hx_dtype(data if hx is None else self._tuple(hx)[0], w_hh, b_hh)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
-        """Raise unless the input's dtype, rank and size and the state's sizes fit."""
+        """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
         self.check_input(input, batch_sizes)
+        if hidden is None:
+            return
         sizes = self._state_sizes(self._batch(input, batch_sizes) if N is None else N)
         for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
-            name = "hidden size" if self._states == 1 else f"hidden[{k}] size"
-            self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
+            if state.size() != size:
+                name = "hidden size" if len(sizes) == 1 else f"hidden[{k}] size"
+                self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The size of h_0, (D*num_layers, N, H_out)."""
