@@ -14,7 +14,7 @@ span: then what is kept is a state every so many steps, and one tape at a time.
 Packed rows are the general case: of S rows step t has sizes[t], and in a padded batch all sizes are N.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -26,10 +26,11 @@ from torch.nn import functional as F
 
 from . import matmul, recurrence
 from .equations import Equation, State
-from .kernels import EXACT, KERNELS, Accumulate, Arrive, Product, Rows, arithmetic
+from .kernels import EXACT, KERNELS, Rows, arithmetic
+from .matmul import Gradient, Product
 from .recurrence import Weights
 
-ROWS = 256  # of a span: its products run at nearly full rate, its sums stay short and its tape in the cache
+ELEMENTS = 2**19  # of a span's gates: its products run at nearly full rate, and its tape stays in the cache
 
 
 class Span(NamedTuple):
@@ -38,10 +39,13 @@ class Span(NamedTuple):
     sizes: list[int]
     rows: slice
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """Its rows of a tensor that has those of all spans."""
+        return tensor if self.rows.stop - self.rows.start == tensor.size(0) else tensor[self.rows]
 
-def spans(sizes: list[int], steps: int | None) -> list[Span]:
-    """All steps, so many at a time; unless said otherwise as many as have about ROWS rows."""
-    steps = steps or max(1, ROWS * len(sizes) // sum(sizes))
+
+def spans(sizes: list[int], steps: int) -> list[Span]:
+    """All steps, so many at a time."""
     result, stop = [], 0
     for t in range(0, len(sizes), steps):
         part = sizes[t : t + steps]
@@ -70,13 +74,9 @@ class Carry:
 
     def whole(self) -> State:
         """All rows, in memory of their own."""
-        pairs = zip(self.state, self.waiting, strict=True)
-        return tuple(torch.cat((s, w)) if w.size(0) else s.clone() for s, w in pairs)
-
-
-def of_clone(product: Product) -> Product:
-    """`product` of a copy, which begins where new tensors do: MKL's last bits depend on where a factor begins."""
-    return lambda x: product(x.clone())
+        if not self.waiting:
+            return tuple(s.clone() for s in self.state)
+        return tuple(torch.cat(pair) for pair in zip(self.state, self.waiting, strict=True))
 
 
 class Kept(NamedTuple):
@@ -103,14 +103,12 @@ class Direction:
     ) -> None:
         self.kernel = KERNELS[equation]
         self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
-        self.bias_after = bias_after
+        self.bias_after, self.padded = bias_after, sizes[0] == sizes[-1]
+        self.N, gates = state[0].size(0), weights.w_ih.size(-2)
+        self.cells = gates // len(equation.gates)  # H_cell
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
-        self.spans = self.ordered(spans(sizes, checkpoint_every if self.rewrites else None))
-        self.N, self.cells = state[0].size(0), weights.w_ih.size(-2) // len(equation.gates)  # H_cell
-
-        # hgates can be accumulated on the igates as they are formed, but not in ATen's order, and not by oneDNN.
-        w_hh = weights.w_hh
-        self.accumulates = w_hh.dtype == torch.float32 and not matmul.by_onednn(self.N, w_hh.shape, w_hh.dtype)
+        steps = ELEMENTS * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
+        self.spans = self.ordered(spans(sizes, checkpoint_every if checkpoint_every and self.rewrites else steps))
 
     def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
         """What is in the order of time, in that of this direction; and the other way round."""
@@ -119,58 +117,93 @@ class Direction:
     def carry(self, state: State) -> Carry:
         """From this state of the rows of some step on. Of rows that come later, the first state waits."""
         rows = state[0].size(0)
-        return Carry(state, tuple(s[rows:] for s in self.state))
+        return Carry(state, () if self.padded else tuple(s[rows:] for s in self.state))
+
+    def first(self, state: State, steps: Sequence[int]) -> State:
+        """Of the rows of a state those of the first of these steps, in this direction's order."""
+        return state if self.padded else tuple(s[: self.ordered(steps)[0]] for s in state)
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
         """Write the output. Return the state after the last step and what each span is to keep."""
-        self.prepare()
+        self.prepare(keep)
         kept: list[Kept] = []
-        first = self.ordered(self.sizes)[0]
-        carry = self.carry(tuple(s[:first] for s in self.state))
+        carry = self.carry(self.first(self.state, self.sizes))
         for span in self.spans:
-            state = tuple(s.clone() for s in carry.resize(self.ordered(span.sizes)[0])) if keep else ()
-            m, tape = self.run(span, carry, output[span.rows], keep)
+            state = carry.resize(self.ordered(span.sizes)[0]) if keep else ()
+            if span is not self.spans[0]:
+                state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
+            m, tape = self.run(span, carry, span.of(output), keep)
             if keep:
                 kept.append(Kept(state, *((None, ()) if self.rewrites else (m, () if self.kernel.tapeless else tape))))
         return carry.whole(), kept
 
-    def prepare(self) -> None:
+    def prepare(self, keep: bool) -> None:
         """What all spans share on their way forward."""
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
-        self.adds = self.accumulate(w_hh) if self.accumulates else None
-        self.bias = self.kernel.bias(b_ih, b_hh) if self.accumulates and b_ih is not None and b_hh is not None else b_ih
         self.arithmetic = arithmetic(w_hh.dtype, self.N * self.cells)
-        # The bits of a product may depend on where in memory its factors begin and on how many rows they have. To be
-        # exact, they begin like tensors of their own, and the igates of all spans are one product.
-        exact = self.arithmetic is EXACT
-        self.hgates = of_clone(self.repeated(w_hh, b_hh)) if exact else self.repeated(w_hh, b_hh)
-        self.project = self.repeated(w_hr) if w_hr is not None else None
-        if exact and self.project:
-            self.project = of_clone(self.project)
-        self.all_igates = None
-        if exact and not self.rewrites:
-            at_once, after = (None, self.bias) if self.bias_after else (self.bias, None)
-            self.all_igates = self.product(self.input, w_ih, at_once)
-            if after is not None:
-                self.all_igates += after
+        self.whole: Tensor | None = None
+        self.space: Tensor | None = None
+        if self.arithmetic is EXACT:
+            self.hgates = matmul.exact(w_hh, b_hh)
+            self.project = None if w_hr is None else matmul.exact(w_hr)
+            self.bias, self.b_n = b_ih, None
+            # The last bits of a product may depend on how many rows it has: the igates of all spans are one.
+            if not self.rewrites:
+                at_once, after = (None, b_ih) if self.bias_after else (b_ih, None)
+                self.whole = F.linear(self.input, w_ih, at_once)
+                if after is not None:
+                    self.whole += after
+        else:
+            self.hgates = self.repeated(w_hh)
+            self.project = None if w_hr is None else self.repeated(w_hr)
+            self.bias, self.b_n = b_ih, b_hh
+            if b_ih is not None and b_hh is not None:
+                self.bias = self.kernel.in_order(self.kernel.bias(b_ih, b_hh), -1)
+            self.prepare_igates(keep)
+
+    def prepare_igates(self, keep: bool) -> None:
+        most = max(span.rows.stop - span.rows.start for span in self.spans)
+        self.affine = matmul.affine(len(self.input), most, self.w_ih(), self.bias)
+        if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
+            self.space = self.new_space(most)
+
+    def w_ih(self) -> Tensor:
+        return self.kernel.in_order(self.weights.w_ih, -2)
+
+    def new_space(self, rows: int) -> Tensor:
+        """For the igates of so many rows and, if the kernel moves them, one more."""
+        return self.input.new_empty(rows, self.weights.w_ih.size(0) + self.cells * self.kernel.moves)
 
     def igates(self, span: Span) -> Tensor:
-        if self.all_igates is not None:
-            return self.all_igates[span.rows]
-        return self.product(self.input[span.rows], self.weights.w_ih, self.bias)
+        x = span.of(self.input)
+        if self.arithmetic is EXACT:
+            x = F.linear(x, self.weights.w_ih, self.bias) if self.whole is None else span.of(self.whole)
+            return self.with_room(self.kernel.in_order(x, -1))
+        if self.space is None and not self.kernel.moves:
+            return self.affine(x, None)
+        space = self.new_space(len(x)) if self.space is None else self.space[: len(x)]
+        self.affine(x, space[:, : self.weights.w_ih.size(0)])
+        return space
+
+    def with_room(self, igates: Tensor) -> Tensor:
+        """For one more, if the kernel moves them."""
+        return torch.cat((igates, igates[..., : self.cells]), -1) if self.kernel.moves else igates
 
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        tape = self.kernel.tape(self.igates(span), self.biases(span), output.size(0) if keep else self.N)
+        x = self.igates(span)
+        tape = self.kernel.tape(x, self.bias_of_n(span), output.size(0) if keep else self.N)
         m = output.new_empty(*output.shape[:-1], self.cells) if self.project else output
-        y = self.parts(span, output)
-        views = [self.parts(span, rows) for rows in self.kernel.views(tape)]
-        steps = iter(self.steps(y, self.parts(span, m) if self.project else y, *views))
+        views = self.kernel.views(x, tape)
+        # Where x is part of the tape the parts of both are the same objects, by which torch knows to add in place.
+        tensors = output, m, *views
+        parts = {id(rows): self.parts(span, rows) for rows in tensors}
+        steps = iter(self.steps(*(parts[id(rows)] for rows in tensors)))
         with torch.inference_mode():  # nothing in the loop concerns autograd, and calls are cheaper without
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
-                    carry.resize(n), islice(steps, stretch), self.hgates, self.adds, self.project, self.arithmetic
+                    carry.resize(n), islice(steps, stretch), self.hgates, self.project, self.arithmetic
                 )
         return m if self.project else None, tape
 
@@ -178,6 +211,8 @@ class Direction:
         """For each step, in the order of time, its part of the rows; of fewer than the span has, the same each time."""
         if rows.size(0) == span.rows.stop - span.rows.start:
             return rows.unsafe_split_with_sizes(span.sizes)
+        if self.padded:
+            return [rows] * len(span.sizes)
         part = {n: rows[:n] for n in set(span.sizes)}
         return [part[n] for n in span.sizes]
 
@@ -187,6 +222,8 @@ class Direction:
 
     def stretches(self, span: Span) -> list[tuple[int, int]]:
         """Numbers of rows, and how many steps on end have them, in this direction's order."""
+        if self.padded:
+            return [(self.N, len(span.sizes))]
         return [(n, len(list(steps))) for n, steps in groupby(self.ordered(span.sizes))]
 
     def before(self, span: Span, state: State, after: State) -> State:
@@ -213,85 +250,82 @@ class Direction:
         """Write grad_input, or add to it if reverse. Return the gradients of the weights, where needed, and of the
         first state. What was kept is let go as it is used."""
         if self.rewrites:
-            self.prepare()
+            self.prepare(keep=True)
         self.prepare_back()
         totals: list[Tensor | None] = [None] * len(Weights._fields)
-        grads = [torch.zeros_like(s) if g is None else g for s, g in zip(self.state, grad_finals, strict=True)]
+        pairs = zip(self.state, grad_finals, strict=True)
+        grads = tuple(torch.zeros_like(s) if g is None else g.clone() for s, g in pairs)
         last = self.ordered(self.sizes)[-1]
-        carry = Carry(tuple(g[:last].clone() for g in grads), tuple(g[last:] for g in grads))
+        carry = Carry(tuple(g[:last] for g in grads), () if self.padded else tuple(g[last:] for g in grads))
         for span in reversed(self.spans):
             state, m, tape = kept.pop()
-            h = output[span.rows]
+            h = span.of(output)
             if self.rewrites:
                 m, tape = self.run(span, self.carry(state), torch.empty_like(h), keep=True)
             before = self.before(span, state, (h, *tape[-1:])[: len(state)])
-            derivatives = self.kernel.derivatives(tape, h if m is None else m, before)
-            dh = grad_output[span.rows] if grad_output is not None else None
+            derivatives = self.kernel.derivatives(tape, h if m is None else m, before, self.derived[: len(h)])
+            dh = span.of(grad_output) if grad_output is not None else None
             if m is not None:
                 dh = torch.zeros_like(h) if dh is None else dh.clone()
             self.run_back(span, carry, dh, derivatives)
 
             digates, dhgates = self.kernel.gradients(derivatives)
             if grad_input is not None:
-                dx = self.product(digates, self.weights.w_ih.mT)
-                (grad_input[span.rows].add_ if self.reverse else grad_input[span.rows].copy_)(dx)
-            factors = (
-                (digates, self.input[span.rows]),
-                (dhgates, before[0]),
-                (digates, None),
-                (dhgates, None),
-                (dh, m),
-            )
-            for k, grad in self.weight_gradients(factors, needed):
-                total = totals[k]
-                totals[k] = grad if total is None else total.add_(grad)
-        return [*totals, *carry.whole()]
+                dx, of_span = self.product(digates, self.w_ih().mT), span.of(grad_input)
+                of_span.add_(dx) if self.reverse else of_span.copy_(dx)
+            of_igates = self.gradient(digates)
+            of_hgates = of_igates if dhgates is digates else self.gradient(dhgates)
+            of_h = None if dh is None or m is None else self.gradient(dh)
+            factors = (of_igates, span.of(self.input)), (of_hgates, before[0]), (of_igates, None), (of_hgates, None)
+            alike = dhgates is digates and needed[2] and needed[3]  # the biases' gradients: one is enough
+            for k, (gradient, x) in enumerate((*factors, (of_h, m))):
+                if gradient is not None and needed[k] and not (alike and k == 3):
+                    totals[k] = gradient(x, totals[k])
+        w_ih, w_hh, b_ih, b_hh, w_hr = totals
+        if alike and b_ih is not None:
+            b_hh = b_ih.clone()
+        w_ih, b_ih = (g if g is None else self.kernel.in_torch_order(g, dim) for g, dim in ((w_ih, -2), (b_ih, -1)))
+        return [w_ih, w_hh, b_ih, b_hh, w_hr, *(carry.whole() if any(needed[5:]) else [None] * len(self.state))]
 
     def prepare_back(self) -> None:
         """What all spans share on their way back."""
         _, w_hh, _, _, w_hr = self.weights
-        self.dhgates_to_dh = self.repeated(w_hh.mT)
-        if w_hr is None:
-            self.arrive: Arrive = lambda dh, dy: dh if dy is None else dh.add_(dy)
-        else:
-            unproject = self.repeated(w_hr.mT)
-            self.arrive = lambda dh, dy: unproject(dh if dy is None else dy.add_(dh))
+        self.nothing = torch.zeros_like(self.state[0])
+        most = max(span.rows.stop - span.rows.start for span in self.spans)
+        self.derived = w_hh.new_empty(most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
+        self.dh = self.repeated(w_hh.mT)
+        self.unproject = None if w_hr is None else self.repeated(w_hr.mT)
 
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
         """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
         dh is that of the output; if the output was projected, what arrives by the state is added to it."""
-        arriving = [None] * len(span.sizes) if dh is None else self.parts(span, dh)
-        views = [self.parts(span, rows) for rows in self.kernel.back_views(derivatives)]
+        arriving = self.parts(span, self.nothing if dh is None else dh)
+        views = (self.parts(span, rows) for rows in self.kernel.back_views(derivatives))
         back = iter(self.steps(arriving, *views)[::-1])
         with torch.inference_mode():
             for n, stretch in reversed(self.stretches(span)):
-                carry.state = self.kernel.backward(
-                    carry.resize(n), islice(back, stretch), self.arrive, self.dhgates_to_dh
-                )
+                arrives, *rest = zip(*islice(back, stretch), strict=True)
+                d, *others = carry.resize(n)
+                d = arrives[0].add_(d) if self.unproject else d.add_(arrives[0])
+                # With a step goes what arrives at the one taken after it; at the last of a stretch that comes later.
+                nothing = self.nothing[:n].clone() if self.unproject else self.nothing[:n]
+                steps = zip((*arrives[1:], nothing), *rest, strict=True)
+                carry.state = self.kernel.backward((d, *others), steps, self.dh, self.unproject)
 
-    def biases(self, span: Span) -> Tensor | None:
-        """b_hh, for the rows of a span."""
-        return self.weights.b_hh
+    def bias_of_n(self, span: Span) -> Tensor | None:
+        """b_hh for the rows of a span, unless the product adds it."""
+        return self.b_n
 
-    def accumulate(self, w: Tensor) -> Accumulate:
-        """a += h @ w.T, for the rows of a step."""
-        w_t = w.t()
-        return lambda a, h: a.addmm_(h, w_t)
+    def product(self, rows: Tensor, w: Tensor) -> Tensor:
+        """rows @ w.T."""
+        return matmul.linear(rows, w)
 
-    def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        """rows @ w.T + b."""
-        return matmul.linear(rows, w, b)
+    def repeated(self, w: Tensor) -> Product:
+        """For products with w.T, of the rows of a step."""
+        return matmul.repeated(len(self.sizes), self.N, w)
 
-    def repeated(self, w: Tensor, b: Tensor | None = None) -> Product:
-        """The same, for the rows of a step."""
-        return matmul.repeated(self.N, w, b)
-
-    def weight_gradients(self, factors: Any, needed: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
-        """dy.T @ x, or without x the sum of dy, for those factors (dy, x) that are needed, with their places."""
-        outer = {id(dy): matmul.outer(dy) for dy, x in factors if x is not None}  # one for both if dy is the same
-        for k, (dy, x) in enumerate(factors):
-            if needed[k]:
-                yield k, dy.sum(0) if x is None else outer[id(dy)](x)
+    def gradient(self, dy: Tensor) -> Gradient:
+        return matmul.gradient(dy)
 
 
 class Both(Direction):
@@ -341,27 +375,31 @@ class Both(Direction):
         """(k*2, N, F) as (2, k*N, F)."""
         return rows.view(-1, 2, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
 
-    def biases(self, span: Span) -> Tensor | None:
-        b_hh = self.weights.b_hh
-        return None if b_hh is None else b_hh.unsqueeze(1).repeat(len(span.sizes), 1, 1)
+    def bias_of_n(self, span: Span) -> Tensor | None:
+        return None if self.b_n is None else self.b_n.unsqueeze(1).repeat(len(span.sizes), 1, 1)
 
-    def accumulate(self, w: Tensor) -> Accumulate:
-        w_t = w.mT.contiguous()
-        return lambda a, h: a.baddbmm_(h, w_t)
+    def prepare_igates(self, keep: bool) -> None:
+        pass
+
+    def igates(self, span: Span) -> Tensor:
+        return self.with_room(self.product(span.of(self.input), self.w_ih(), self.bias))
 
     def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         halves = self.halves(rows)
         y = torch.bmm(halves, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), halves, w.mT)
         return y.view(2, -1, self.shape[1], y.size(-1)).transpose(0, 1).flatten(0, 1)
 
-    def repeated(self, w: Tensor, b: Tensor | None = None) -> Product:
-        w_t = w.mT
-        return lambda x: torch.bmm(x, w_t)
+    def repeated(self, w: Tensor) -> Product:
+        return Product(w.mT.contiguous(), torch.baddbmm, torch.bmm)
 
-    def weight_gradients(self, factors: Any, needed: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
-        for k, (dy, x) in enumerate(factors):
-            if needed[k]:
-                yield k, self.halves(dy).sum(1) if x is None else self.halves(dy).mT @ self.halves(x)
+    def gradient(self, dy: Tensor) -> Gradient:
+        halves = self.halves(dy)
+
+        def gradient(x: Tensor | None, total: Tensor | None) -> Tensor:
+            grad = halves.sum(1) if x is None else halves.mT @ self.halves(x)
+            return grad if total is None else total.add_(grad)
+
+        return gradient
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
         rows = output.new_empty(2 * self.shape[0], self.shape[1], output.size(1) // 2)
@@ -434,7 +472,7 @@ class Layer(Function):
     ) -> tuple[Tensor, list[Tensor], list[list[Kept]]]:
         """The output (S, D*H_out), the states after the last step, and of each direction what its way back needs."""
         directions = Layer.directions(options, input, states, weights)
-        output = input.new_empty(input.size(0), sum(state[0].size(1) for state in states))
+        output = input.new_empty(input.size(0), len(states) * states[0][0].size(1))
         columns = output.chunk(len(directions), 1) if len(directions) > 1 else (output,)
         finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, columns, strict=True)), strict=True)
         return output, [s for state in finals for s in state], list(kept)
@@ -538,8 +576,7 @@ def stack(
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
                 output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
             else:
-                with torch.no_grad():
-                    output, flat, _ = Layer.run(options, output, *group, keep=False)
+                output, flat, _ = Layer.run(options, output, *group, keep=False)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
@@ -556,19 +593,17 @@ TELLING = all(
 )
 
 
+def _strided(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, Parameter) and tensor.is_cpu and tensor.layout == torch.strided
+
+
 def plain(tensor: Tensor) -> bool:
     """Whether it is a strided tensor on a CPU and nothing else."""
     return (
-        type(tensor) in (Tensor, Parameter)
-        and tensor.is_cpu
-        and tensor.layout == torch.strided
+        _strided(tensor)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
-
-
-def _large(w_hh: Tensor, h: Tensor) -> bool:
-    return matmul.by_onednn(h.size(0), w_hh.shape, w_hh.dtype)
 
 
 def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
@@ -579,24 +614,21 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
     functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast. So do a few
     small steps, which are over before this path has begun.
     """
+    dtype, kernel = input.dtype, KERNELS.get(equation)
     return (
         TELLING
-        and equation in KERNELS
+        and dtype in (torch.float32, torch.float64)
+        and kernel is not None
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and input.dtype in (torch.float32, torch.float64)
+        and (input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20)
         and input.numel() > 0
-        and (input.size(0) >= KERNELS[equation].pays_from or _large(weights[0].w_hh, states[0][0]))
-        and all(
-            plain(t) and t.dtype == input.dtype
-            for group in ((input,), *states, *weights)
-            for t in group
-            if t is not None
-        )
+        and plain(input)
+        and all(t is None or (t.dtype == dtype and plain(t)) for group in (*states, *weights) for t in group)
     )
 
 

@@ -3,7 +3,7 @@
 A kernel works on the rows of several consecutive steps at once, where it can, and step by step where it must.
 
     tape         what the steps write on: a, the pre-activations, becomes what the derivative needs
-    forward      the steps: accumulate hgates on a, write the output, return the state after the last one
+    forward      the steps: add hgates to the igates, write the output, return the state after the last one
     derivatives  all local derivatives of all steps, for gradients yet to come
     backward     the steps from the last to the first: scale the derivatives by the gradients arriving at a step, where
                  they stand; they are then the gradients of a. Return the gradients of the state before the first step
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from . import matmul
 from .equations import EQUATIONS, Equation, State
+from .matmul import Product
 
 Rows: TypeAlias = tuple[Tensor, ...]  # tensors with the same rows
 Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step, its part of several tensors' rows
-Product: TypeAlias = Callable[[Tensor], Tensor]
-Accumulate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Arrive: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+
+COPIED = 2**13  # pre-activations in a step, up to which copying them costs less than looking at them where they are
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (grad, y, grad_input=): grad * y * (1 - y)
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (grad, y, grad_input=): grad * (1 - y*y)
@@ -88,53 +88,66 @@ def arithmetic(dtype: torch.dtype, elements: int) -> Arithmetic:
 
 class Kernel(Protocol):
     tapeless: bool  # the derivatives need the output, but no tape
+    moves: bool  # the igates into an order of its own, with room for one more after them
+    derived: int  # the space that derivatives take, in H
     pays_from: int  # small steps, by measurement; fewer are faster on the readable path
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        """What to add to igates, where hgates are accumulated on them without b_hh and `tape` sees to the rest."""
+        """What to add to igates, where hgates come without b_hh and `tape` sees to the rest of it."""
         ...
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        """a, made of the igates (S, G*H), and more; c' last, if there is one. What one step writes for itself alone
-        has so many rows: all S where the derivatives are to see it."""
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+        """a, which takes the pre-activations, and more; c' last, if there is one. It has so many rows: all of x where
+        the derivatives are to see it, or those of one step, which all steps then share. x, the igates (S, G*H) or, if
+        the kernel moves them, (S, G*H + H), may become part of it."""
         ...
 
-    def views(self, tape: Rows) -> Rows:
-        """What `forward` wants to see of the tape at each step."""
+    def views(self, x: Tensor, tape: Rows) -> Rows:
+        """What `forward` wants to see of x and of the tape at each step."""
         ...
 
-    def forward(
-        self,
-        state: State,
-        steps: Steps,
-        hgates: Product,
-        accumulate: Accumulate | None,
-        project: Product | None,
-        by: Arithmetic,
-    ) -> State:
-        """Take the steps (y, m, *views). Write the output to m, and to y its projection; without, they are the same.
-
-        accumulate(a, h) adds hgates to a as they are formed; without it, they are formed by hgates(h) and then added.
-        """
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        """Take the steps (y, m, *views). Write the output to m, and to y its projection; without, they are the same."""
         ...
 
-    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows: ...
+    def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
+        """Write them to the space (rows, derived*H)."""
+        ...
 
     def back_views(self, derivatives: Rows) -> Rows:
         """What `backward` wants to see of the derivatives at each step."""
         ...
 
-    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
-        """Take the steps (dy, *views) back. arrive(dh, dy) is the gradient of m; product(dhgates) is dhgates @ w_hh."""
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        """Take the steps (dy, *views) back. dstate, which is overwritten, is the gradient of the state after the first
+        of them, with all that arrives by its output; dy is what arrives by the output of the step taken next. With a
+        projection the sum is written to dy."""
         ...
 
     def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
         """digates and dhgates (rows, G*H), after `backward`; one tensor where they are equal."""
         ...
 
+    def in_order(self, gates: Tensor, dim: int) -> Tensor:
+        """igates, w_ih or b_ih, whose gates are in this dimension, in the kernel's order."""
+        ...
+
+    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+        """The other way round, for gradients of w_ih and b_ih."""
+        ...
+
+
+def shared(x: Tensor, rows: int) -> Tensor:
+    """Where the pre-activations of a step go: x itself, or so many rows that all steps share: then all steps take the
+    same views of them, which saves making more."""
+    large = rows * x.numel() > COPIED * x.size(0)
+    return x if large or rows == x.size(0) else x.new_empty(rows, *x.shape[1:])
+
 
 class Summed:
     """What kernels share whose gates see igates and hgates as a sum only."""
+
+    moves = False
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         return b_ih + b_hh
@@ -142,92 +155,80 @@ class Summed:
     def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
         return derivatives[0], derivatives[0]
 
+    def in_order(self, gates: Tensor, dim: int) -> Tensor:
+        return gates
+
+    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+        return grad
+
 
 class RNN(Summed):
     """h' = tanh(a) or relu(a)."""
 
     tapeless = True
-    pays_from = 10
+    derived = 1
+    pays_from = 12
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        return (igates,)
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+        return ()
 
-    def views(self, tape: Rows) -> Rows:
-        return tape
+    def views(self, x: Tensor, tape: Rows) -> Rows:
+        return (x,)
 
-    def forward(
-        self,
-        state: State,
-        steps: Steps,
-        hgates: Product,
-        accumulate: Accumulate | None,
-        project: Product | None,
-        by: Arithmetic,
-    ) -> State:
-        relu, tanh = self.relu, by.tanh
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), relu, tanh = hgates, self.relu, by.tanh
         (h,) = state
         for y, m, a in steps:
-            if accumulate:
-                accumulate(a, h)
-            else:
-                a.add_(hgates(h))
+            addmm(a, h, w, out=a)
             if relu:
                 torch.clamp_min(a, 0, out=m)
             else:
                 tanh(a, out=m)
             if project:
-                y.copy_(project(m))
+                project.mm(m, project.w, out=y)
             h = y
         return (h,)
 
-    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
-        return ((m > 0).to(m.dtype) if self.relu else 1 - m * m,)  # da / dh
+    def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
+        if self.relu:
+            return (torch.sign(m, out=space),)  # da / dh
+        return (torch.addcmul(m.new_ones(()), m, m, value=-1, out=space),)
 
     def back_views(self, derivatives: Rows) -> Rows:
         return derivatives
 
-    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
-        (dh,) = dstate
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        w, addmm, _ = dh
+        (d,) = dstate
         for dy, da in steps:
-            da.mul_(arrive(dh, dy))
-            dh = product(da)
-        return (dh,)
+            da.mul_(unproject.mm(d, unproject.w) if unproject else d)
+            d = addmm(dy, da, w, out=dy if unproject else d)
+        return (d,)
 
 
 class LSTM(Summed):
     """c' = f*c + i*g, h' = o*tanh(c'). On the tape tanh(c') takes the place of g's pre-activation."""
 
     tapeless = False
-    pays_from = 5
+    derived = 5
+    pays_from = 7
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        g, c_next = igates.new_empty(2, rows, *igates.shape[1:-1], igates.size(-1) // 4)
-        return igates, g, c_next
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+        shape = rows, *x.shape[1:-1], x.size(-1) // 4
+        return shared(x, rows), x.new_empty(shape), x.new_empty(shape)
 
-    def views(self, tape: Rows) -> Rows:
+    def views(self, x: Tensor, tape: Rows) -> Rows:
         a, g, c_next = tape
-        return a, *a.chunk(4, -1), g, c_next
+        return x, a, *a.chunk(4, -1), g, c_next
 
-    def forward(
-        self,
-        state: State,
-        steps: Steps,
-        hgates: Product,
-        accumulate: Accumulate | None,
-        project: Product | None,
-        by: Arithmetic,
-    ) -> State:
-        tanh, sigmoid_, addcmul_, _ = by
-        mul = torch.mul
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), (tanh, sigmoid_, addcmul_, _), mul = hgates, by, torch.mul
         h, c = state
-        for y, m, a, i, f, tc, o, g, c_next in steps:
-            if accumulate:
-                accumulate(a, h)
-            else:
-                a.add_(hgates(h))
+        for y, m, x, a, i, f, tc, o, g, c_next in steps:
+            addmm(x, h, w, out=a)
             tanh(tc, out=g)
             sigmoid_(a, i, f, o)
             mul(f, c, out=c_next)
@@ -235,114 +236,112 @@ class LSTM(Summed):
             tanh(c_next, out=tc)
             mul(o, tc, out=m)
             if project:
-                y.copy_(project(m))
+                project.mm(m, project.w, out=y)
             h, c = y, c_next
         return h, c
 
-    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
+    def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
         a, g, _ = tape
         i, f, tc, o = a.chunk(4, -1)
-        da, dc_dh = torch.empty_like(a), torch.empty_like(g)
-        di, df, dg, do = da.chunk(4, -1)
+        di, df, dg, do, dc_dh = space.chunk(5, -1)
         _sigmoid_backward(g, i, grad_input=di)  # di, df, dg / dc'
         _sigmoid_backward(before[1], f, grad_input=df)
         _tanh_backward(i, g, grad_input=dg)
         _sigmoid_backward(tc, o, grad_input=do)  # do / dh'
         _tanh_backward(o, tc, grad_input=dc_dh)  # dc' / dh', f is dc / dc'
-        return da, dc_dh, f
+        return space[..., : a.size(-1)], dc_dh, f
 
     def back_views(self, derivatives: Rows) -> Rows:
         da, dc_dh, f = derivatives
         gates = da.view(*da.shape[:-1], 4, -1)
         return da, gates[..., :3, :], gates[..., 3, :], dc_dh, f
 
-    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
-        dh, dc = dstate
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        w, addmm, _ = dh
+        d, dc = dstate
         dc_of_gates = dc.unsqueeze(-2)  # (n, 1, H), the same memory
         for dy, da, difg, do, dc_dh, f in steps:
-            dm = arrive(dh, dy)
+            dm = unproject.mm(d, unproject.w) if unproject else d
             dc.addcmul_(dm, dc_dh)
             difg.mul_(dc_of_gates)
             do.mul_(dm)
             dc.mul_(f)
-            dh = product(da)
-        return dh, dc
+            d = addmm(dy, da, w, out=dy if unproject else d)
+        return d, dc
 
 
 class GRU:
-    """n = tanh(n_i + r*n_h), h' = (h - n)*z + n. On the tape n_i moves out, to become n, and n_h takes its place."""
+    """n = tanh(n_i + r*n_h), h' = (h - n)*z + n.
+
+    The gates are moved: n_i, r, z, n_h stand side by side. Of these igates are the first three and hgates the last; n
+    takes the place of n_i. So do their derivatives.
+    """
 
     tapeless = False
+    moves = True
+    derived = 4
     pays_from = 5
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        rz = b_ih.size(-1) // 3 * 2
-        return torch.cat((b_ih[..., :rz] + b_hh[..., :rz], b_ih[..., rz:]), -1)
+        bias, rz = b_ih.clone(), b_ih.size(-1) // 3 * 2
+        bias[..., :rz] += b_hh[..., :rz]
+        return bias
 
-    def tape(self, igates: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        n_i = igates.chunk(3, -1)[2]
-        n, n_h = n_i.clone(), n_i
-        n_h.copy_(b_hh.chunk(3, -1)[2]) if b_hh is not None else n_h.zero_()
-        return igates, n
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+        H = x.size(-1) // 4
+        n_h = x[..., 3 * H :]
+        n_h.copy_(b_hh[..., 2 * H :]) if b_hh is not None else n_h.zero_()
+        return shared(x[..., H:], rows), x[..., :H]
 
-    def views(self, tape: Rows) -> Rows:
+    def views(self, x: Tensor, tape: Rows) -> Rows:
         a, n = tape
-        return a, a[..., : -n.size(-1)], *a.chunk(3, -1), n
+        H = n.size(-1)
+        return a if a.size(0) == x.size(0) else x[..., H:], a, a[..., : 2 * H], *a.chunk(3, -1), n
 
-    def forward(
-        self,
-        state: State,
-        steps: Steps,
-        hgates: Product,
-        accumulate: Accumulate | None,
-        project: Product | None,
-        by: Arithmetic,
-    ) -> State:
-        tanh, sigmoid_, addcmul_, lerp = by
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), (tanh, sigmoid_, addcmul_, lerp) = hgates, by
         (h,) = state
-        sections = 2 * h.size(-1), h.size(-1)
-        for y, m, a, rz, r, z, n_h, n in steps:
-            if accumulate:
-                accumulate(a, h)
-            else:
-                of_rz, of_n = hgates(h).split_with_sizes(sections, -1)
-                rz.add_(of_rz)
-                n_h.copy_(of_n)
+        for y, _, x, a, rz, r, z, n_h, n in steps:
+            addmm(x, h, w, out=a)
             sigmoid_(rz, r, z)
             addcmul_(n, r, n_h)
             tanh(n, out=n)
-            lerp(n, h, z, out=m)
-            if project:
-                y.copy_(project(m))
-            h = y
+            h = lerp(n, h, z, out=y)
         return (h,)
 
-    def derivatives(self, tape: Rows, m: Tensor, before: State) -> Rows:
+    def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
         a, n = tape
         r, z, n_h = a.chunk(3, -1)
-        da = a.new_empty(*n.shape[:-1], 4 * n.size(-1))
-        dr, dz, dn_h, dn_i = da.chunk(4, -1)  # all / dh'
-        _tanh_backward(1 - z, n, grad_input=dn_i)
+        dn_i, dr, dz, dn_h = space.chunk(4, -1)  # all / dh'
+        _tanh_backward(torch.sub(n.new_ones(()), z, out=dn_i), n, grad_input=dn_i)
         torch.mul(dn_i, r, out=dn_h)
-        _sigmoid_backward(dn_i * n_h, r, grad_input=dr)
-        _sigmoid_backward(before[0] - n, z, grad_input=dz)
-        return da, z  # z is dh / dh'
+        _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)
+        _sigmoid_backward(torch.sub(before[0], n, out=dz), z, grad_input=dz)
+        return space, z  # z is dh / dh'
 
     def back_views(self, derivatives: Rows) -> Rows:
         da, z = derivatives
-        return da[..., : -z.size(-1)], da.view(*da.shape[:-1], 4, -1), z
+        return da[..., z.size(-1) :], da.view(*da.shape[:-1], 4, -1), z
 
-    def backward(self, dstate: State, steps: Steps, arrive: Arrive, product: Product) -> State:
-        (dh,) = dstate
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        (w, addmm, _), addcmul = dh, torch.addcmul
+        (d,) = dstate
+        d_of_gates = d.unsqueeze(-2)  # (n, 1, H), the same memory
         for dy, dhgates, da, z in steps:
-            dm = arrive(dh, dy)
-            da.mul_(dm.unsqueeze(-2))
-            dh = product(dhgates).addcmul_(dm, z)
-        return (dh,)
+            da.mul_(d_of_gates)
+            addcmul(dy, d, z, out=d)
+            addmm(d, dhgates, w, out=d)
+        return (d,)
 
     def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
-        dr, dz, _, dn_i = derivatives[0].chunk(4, -1)
-        return torch.cat((dr, dz, dn_i), -1), derivatives[0][..., : -dn_i.size(-1)]
+        da, z = derivatives
+        return da[..., : -z.size(-1)], da[..., z.size(-1) :]
+
+    def in_order(self, gates: Tensor, dim: int) -> Tensor:
+        return gates.roll(gates.size(dim) // 3, dim)
+
+    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+        return grad.roll(-(grad.size(dim) // 3), dim)
 
 
 #: The kernels of torch.nn's equations. An equation that is not here takes the readable path.

@@ -1,21 +1,25 @@
 """Products, by whichever of torch's two libraries is the faster for the size.
 
-torch's products of float32 matrices go to MKL, which on some processors runs at half their speed. oneDNN, which torch
-carries too, runs at full speed there, but a call of it costs some ten microseconds. Which one pays is measured, not
-looked up by the processor's name: once in a process, in a few milliseconds, at the first product large enough to care.
-That fixes one threshold on the size, so within a process equal calls give equal bits.
+torch's products of float32 matrices go to MKL, which is fastest where the weight lies transposed in memory: a copy of
+it, once for all steps, halves the time of a step at many sizes. On some processors MKL runs at half their speed all the
+same. oneDNN, which torch carries too, runs at full speed there, but a call of it costs some ten microseconds. Which one
+pays is measured, not looked up by the processor's name: once in a process, in a few milliseconds, at the first product
+large enough to care. That fixes one threshold on the size, so within a process equal calls give equal bits.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor repays a call of oneDNN
+WORTH_A_COPY = 16  # products with one weight, from which they repay laying it transposed
+WORTH_A_COLUMN = 2**16  # elements of a product, from which its bias goes in as a column
+CLEARLY = 0.85  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
 OPERATORS = [
     ("mkldnn", "_linear_pointwise"),
@@ -24,8 +28,31 @@ OPERATORS = [
 ]
 
 
+Gradient: TypeAlias = Callable[[Tensor | None, Tensor | None], Tensor]
+
+
+class Product(NamedTuple):
+    """Products with one weight, for many calls. The functions have the form of torch.addmm and torch.mm:
+
+    addmm(a, x, w, out=)  a + x @ weight.T
+    mm(x, w, out=)        x @ weight.T
+    """
+
+    w: Tensor  # the weight, as the functions want it
+    addmm: Callable[..., Tensor]
+    mm: Callable[..., Tensor]
+
+
 def _onednn(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, w, b, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _onednn_addmm(a: Tensor, x: Tensor, w: Tensor, out: Tensor) -> Tensor:
+    return torch.add(a, _onednn(x, w), out=out)
+
+
+def _onednn_mm(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
+    return _onednn(x, w) if out is None else out.copy_(_onednn(x, w))
 
 
 def _pack(w: Tensor, rows: int) -> Tensor:
@@ -51,15 +78,17 @@ def _threshold(threads: int) -> float:
         return float("inf")
     with torch.no_grad():
         one, x, w = (torch.ones(n, k, dtype=torch.float32, device="cpu") for n, k in ((8, 8), (64, 256), (512, 256)))
-        packed = _pack(w, len(x))
-        call = seconds(lambda: _onednn(one, one)) - seconds(lambda: F.linear(one, one))
-        gain = seconds(lambda: F.linear(x, w)) - seconds(lambda: _onednn(x, packed)) + call
-    return call / gain * len(x) * w.numel() if gain > 0 else float("inf")
+        packed, w_t = _pack(w, len(x)), w.t().contiguous()
+        call = seconds(lambda: _onednn(one, one)) - seconds(lambda: torch.mm(one, one))
+        by_mkl, by_onednn = seconds(lambda: torch.mm(x, w_t)), seconds(lambda: _onednn(x, packed)) - call
+        if by_onednn > CLEARLY * by_mkl:
+            return float("inf")
+        return call / (by_mkl - by_onednn) * len(x) * w.numel()
 
 
 def by_onednn(rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
     """Whether products of so many rows with weights of this shape go to oneDNN."""
-    size = rows * math.prod(shape)
+    size = rows * shape[0] * shape[1]
     return (
         size > WORTH_MEASURING
         and dtype == torch.float32
@@ -68,29 +97,61 @@ def by_onednn(rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
     )
 
 
-def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x @ w.T + b, once with this weight."""
-    return _onednn(x, w, b) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w, b)
+def linear(x: Tensor, w: Tensor) -> Tensor:
+    """x @ w.T, once with this weight."""
+    return _onednn(x, w) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w)
 
 
-def repeated(rows: int, w: Tensor, b: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """The function x -> x @ w.T + b, for many calls with at most so many rows: packs the weight where that pays."""
+def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The function (x, out) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
+    written to out, if that is given."""
     if by_onednn(rows, w.shape, w.dtype):
-        packed, linear = _pack(w, rows), torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: linear(x, packed, b, "none", [], "")
-    w_t = w.t()
-    return (lambda x: torch.mm(x, w_t)) if b is None else (lambda x: torch.addmm(b, x, w_t))
+        return lambda x, out: _onednn(x, w, b) if out is None else out.copy_(_onednn(x, w, b))
+    if b is None:
+        return lambda x, out: torch.mm(x, w.t(), out=out)
+    if rows * w.size(0) < WORTH_A_COLUMN or total < 4 * w.size(1):
+        return lambda x, out: torch.addmm(b, x, w.t(), out=out)
+    # MKL has the bias written to every row first. As a weight of a further column, of ones, it costs less.
+    w_b, x_1 = torch.cat((w, b.unsqueeze(1)), 1), w.new_empty(rows, w.size(1) + 1)
+    x_1[:, -1] = 1
+
+    def affine(x: Tensor, out: Tensor | None) -> Tensor:
+        x_1[: len(x), :-1] = x
+        return torch.mm(x_1[: len(x)], w_b.t(), out=out)
+
+    return affine
 
 
-def outer(dy: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function x -> dy.T @ x, the gradient of w in y = x @ w.T. oneDNN wants a copy of dy: one serves all calls."""
-    copies: list[Tensor] = []
+def repeated(times: int, rows: int, w: Tensor) -> Product:
+    """For so many products with w.T, of at most so many rows each."""
+    if by_onednn(rows, w.shape, w.dtype):
+        return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
+    return Product(w.t() if times < WORTH_A_COPY else w.t().contiguous(), torch.addmm, torch.mm)
 
-    def product(x: Tensor) -> Tensor:
-        if not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):  # a quarter: copies have to pay, too
-            return torch.mm(dy.t(), x)
-        if not copies:
-            copies.append(dy.to_mkldnn())
-        return torch.ops.aten.mkldnn_linear_backward_weights.default(copies[0], x.to_mkldnn(), x, False)[0]  # type: ignore[no-any-return]
 
-    return product
+def exact(w: Tensor, b: Tensor | None = None) -> Product:
+    """As `repeated`, and with b added, by ATen's operations in ATen's order. The factor is copied, to begin where new
+    tensors do: MKL's last bits depend on where a factor begins, and on how the weight lies."""
+    return Product(
+        w,
+        lambda a, x, w, out: torch.add(F.linear(x.clone(), w, b), a, out=out),
+        lambda x, w, out: out.copy_(F.linear(x.clone(), w, b)),
+    )
+
+
+def gradient(dy: Tensor) -> Gradient:
+    """For y = x @ w.T + b the function (x, total) -> total + the gradient of w, dy.T @ x, or without x that of b."""
+    copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
+
+    def gradient(x: Tensor | None, total: Tensor | None) -> Tensor:
+        if x is None:
+            grad = dy.sum(0)
+        elif not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):  # a quarter: copies have to pay, too
+            return torch.mm(dy.t(), x) if total is None else total.addmm_(dy.t(), x)
+        else:
+            if not copies:
+                copies.append(dy.to_mkldnn())
+            grad = torch.ops.aten.mkldnn_linear_backward_weights.default(copies[0], x.to_mkldnn(), x, False)[0]
+        return grad if total is None else total.add_(grad)
+
+    return gradient
