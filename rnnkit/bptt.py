@@ -103,8 +103,8 @@ class Direction:
     ) -> None:
         self.kernel = KERNELS[equation]
         self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
-        self.bias_after, self.padded = bias_after, sizes[0] == sizes[-1]
         self.N, gates = state[0].size(0), weights.w_ih.size(-2)
+        self.bias_after, self.padded = bias_after, sizes[0] == sizes[-1] == self.N
         self.cells = gates // len(equation.gates)  # H_cell
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         steps = ELEMENTS * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
@@ -351,11 +351,11 @@ class Both(Direction):
         super().__init__(equation, rows, [2] * len(sizes), state, stacked, False, checkpoint_every)
 
     @staticmethod
-    def pays(sizes: list[int], weights: Sequence[Weights]) -> bool:
-        w_hh, N = weights[0].w_hh, sizes[0]
+    def pays(sizes: list[int], states: Sequence[State], weights: Sequence[Weights]) -> bool:
+        w_hh, N = weights[0].w_hh, states[0][0].size(0)
         return (
             len(weights) == 2
-            and sizes[-1] == N
+            and sizes[0] == sizes[-1] == N
             and w_hh.dtype == torch.float32
             and N * w_hh.size(0) < 2**13
             and not matmul.by_onednn(N, w_hh.shape, w_hh.dtype)
@@ -570,7 +570,7 @@ def stack(
         group = states[k : k + D], weights[k : k + D]
         tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)]
         options = Options(
-            equation, sizes, checkpoint_every, Both.pays(sizes, group[1]), k == 0 and not input.is_contiguous()
+            equation, sizes, checkpoint_every, Both.pays(sizes, *group), k == 0 and not input.is_contiguous()
         )
         with recurrence.named(f"{equation.step.__name__}_l{k // D}"):
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
@@ -606,8 +606,10 @@ def plain(tensor: Tensor) -> bool:
     )
 
 
-def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
-    """Whether `stack` may run for these arguments, here and now, and pays.
+def serves(
+    equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights], always: bool = False
+) -> bool:
+    """Whether `stack` may run for these arguments, here and now, and, unless it is to run always, pays.
 
     It is for equations that have a kernel, in float32 and float64 on a CPU, on plain tensors. Whatever looks into the
     operations or computes with something else than numbers takes the readable path: the compiler and its tracers,
@@ -625,7 +627,7 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and (input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20)
+        and (always or input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20)
         and input.numel() > 0
         and plain(input)
         and all(t is None or (t.dtype == dtype and plain(t)) for group in (*states, *weights) for t in group)
@@ -643,8 +645,8 @@ def stack_by(
     bidirectional: bool,
     checkpoint_every: int | None,
 ) -> tuple[Tensor, list[State]]:
-    """`stack` where path is "fast" and it serves, else recurrence.stack."""
+    """`stack` where path is "fast" and it serves and pays, or "always fast" and it serves, else recurrence.stack."""
     arguments = (equation, input, states, weights, batch_sizes, dropout, bidirectional)
-    if path == "fast" and serves(equation, input, states, weights):
+    if path != "readable" and serves(equation, input, states, weights, always=path == "always fast"):
         return stack(*arguments, checkpoint_every)
     return recurrence.stack(*arguments)

@@ -238,6 +238,20 @@ def test_checkpointing_keeps_one_state_every_so_many_steps(mode):
         assert saved_bytes(case, checkpoint_every=every) == (L // every - 1) * state  # the first is an argument
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_take_no_step_keep_their_state(mode, D, dtype):
+    case = Case(mode, D=D, dtype=dtype, L=12, N=2)
+    for k, state in enumerate(case.states):
+        case.states[k] = tuple(torch.randn(5, s.size(1), dtype=dtype, requires_grad=True) for s in state)
+    case.input, case.batch_sizes = case.input.detach().flatten(0, 1).requires_grad_(), [2] * 12
+    fast, readable = case.run(), case.run(recurrence.stack)
+    assert all(close(a, b, 1e-5) for a, b in zip(fast, readable, strict=True))
+    assert all(torch.equal(a[2:], s[2:]) for a, s in zip(fast[1:], itertools.chain(*case.states), strict=True))
+    assert all(close(a, b, 1e-5) for a, b in zip(case.gradients(fast), case.gradients(readable), strict=True))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_output_left_out_counts_for_nothing(mode):
     case = Case(mode, D=2)
