@@ -31,8 +31,9 @@ class RNNBase(nn.Module):
 
     Two attributes say how it is computed. Set them on a module, on a class, or for all layers on RNNBase:
 
-    path              "fast": by hand, in place (bptt) where that serves, else as "readable": the definition, in plain
-                      torch operations (recurrence)
+    path              "fast": by hand, in place (bptt) where that serves and pays, else as "readable": the definition,
+                      in plain torch operations (recurrence). "always fast": by hand also where that is slower, which
+                      a few small steps are
     checkpoint_every  of the fast path: to save memory, keep the state of every so many steps and compute the rest again
                       on the way back; None keeps all
     """
@@ -49,7 +50,7 @@ class RNNBase(nn.Module):
         "proj_size",
     ]
 
-    path: Literal["fast", "readable"] = "fast"
+    path: Literal["fast", "always fast", "readable"] = "fast"
     checkpoint_every: int | None = None
 
     mode: str
@@ -157,8 +158,8 @@ class RNNBase(nn.Module):
     ) -> tuple[Tensor, list[State]]:
         """The layers, by the graph's path under the compiler, else by the fast one where that is asked for and serves,
         else by the readable one."""
-        if self.path not in ("fast", "readable"):
-            raise ValueError(f"path should be 'fast' or 'readable', got: {self.path!r}")
+        if self.path not in ("fast", "always fast", "readable"):
+            raise ValueError(f"path should be 'fast', 'always fast' or 'readable', got: {self.path!r}")
         options = self.dropout if self.training else 0.0, self.bidirectional
         if torch.compiler.is_compiling():
             return graph.stack(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor repays a call of oneDNN
 WORTH_A_COPY = 16  # products with one weight, from which they repay laying it transposed
 WORTH_A_COLUMN = 2**16  # elements of a product, from which its bias goes in as a column
-CLEARLY = 0.85  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
+CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
 OPERATORS = [
     ("mkldnn", "_linear_pointwise"),
@@ -60,10 +60,10 @@ def _pack(w: Tensor, rows: int) -> Tensor:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The least of five calls, after one to warm up."""
+    """The least of twenty calls, after one to warm up."""
     function()
     times = []
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)

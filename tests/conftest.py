@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import rnnkit
-from rnnkit.kernels import KERNELS
 
 # The tensors are small and there are as many workers as cores: more threads would only wait for each other.
 torch.set_num_threads(1)
@@ -21,10 +20,8 @@ def native_kernels(monkeypatch):
         yield
 
 
-@pytest.fixture(params=["readable", "fast"])
+@pytest.fixture(params=["readable", "always fast"])
 def path(request, monkeypatch, native_kernels):
     """Either path, for all layers; the fast one also where it doesn't pay."""
     monkeypatch.setattr(rnnkit.RNNBase, "path", request.param)
-    for kernel in KERNELS.values():
-        monkeypatch.setattr(kernel, "pays_from", 1)
     return request.param

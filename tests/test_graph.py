@@ -19,7 +19,7 @@ DEEP = {"num_layers": 2, "bidirectional": True}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(params=["readable", "fast"])
+@pytest.fixture(params=["readable", "always fast"])
 def path(request, monkeypatch):
     monkeypatch.setattr(rnnkit.RNNBase, "path", request.param)
     return request.param
@@ -75,7 +75,7 @@ def gradients(run, module, *args):
 @kinds
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_is_eager(kind, form, monkeypatch):
-    monkeypatch.setattr(rnnkit.RNNBase, "path", "fast")
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
     module = build(rnnkit, kind, **DEEP)
     args = example(module, form)
     run = compiled(module)

@@ -35,7 +35,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 import rnnkit
 from rnnkit import bptt
-from rnnkit.kernels import KERNELS
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -545,15 +544,13 @@ def test_the_path_is_chosen_by_module_class_or_all(monkeypatch, kind, form):
     """The fast path runs where it is asked for, and says the same."""
     _, kit = pair(kind, **DEEP)
     ran = []
-    for kernel in KERNELS.values():
-        monkeypatch.setattr(kernel, "pays_from", 1)
     monkeypatch.setattr(bptt, "stack", lambda *args, stack=bptt.stack: ran.append("fast") or stack(*args))
     expected = observe(kit, form)
     assert not ran
     for owner in (kit, type(kit), rnnkit.RNNBase):
         with monkeypatch.context() as context:
-            context.setattr(owner, "path", "fast", raising=False)
-            assert_same(expected, observe(kit, form), path="fast")
+            context.setattr(owner, "path", "always fast", raising=False)
+            assert_same(expected, observe(kit, form), path="always fast")
         assert ran == ["fast"]
         ran.clear()
         observe(kit, form)
@@ -567,7 +564,7 @@ def test_one_forward_serves_all_layers():
 def test_a_path_that_does_not_exist_is_refused():
     rnn = rnnkit.LSTM(2, 3)
     rnn.path = "Fast"
-    with pytest.raises(ValueError, match="path should be 'fast' or 'readable', got: 'Fast'"):
+    with pytest.raises(ValueError, match="path should be 'fast', 'always fast' or 'readable', got: 'Fast'"):
         rnn(torch.zeros(4, 2))
 
 

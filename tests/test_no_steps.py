@@ -13,7 +13,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 DEEP = {"num_layers": 2, "bidirectional": True}
 
 
-@pytest.fixture(autouse=True, params=["readable", "fast"])
+@pytest.fixture(autouse=True, params=["readable", "always fast"])
 def path(request, monkeypatch):
     monkeypatch.setattr(rnnkit.RNNBase, "path", request.param)
 
