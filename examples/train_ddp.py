@@ -78,9 +78,9 @@ def work(rank: int, world: int, store: str, steps: int, shard: bool) -> None:
         print(f"{'step':>6}{'alone':>12}{f'{world} processes':>16}")
         for k in sorted({0, steps // 4, steps // 2, steps - 1}):
             print(f"{k + 1:6}{alone[k]:12.6f}{together[k]:16.6f}")
-        print(f"The losses differ by {(alone - together).abs().max():.1e} at most.")
-    dist.barrier()  # none leaves the group while another is still busy
-    dist.destroy_process_group()
+        print(f"The losses differ by {(alone - together).abs().max():.1e} at most.", flush=True)
+    dist.barrier()  # none leaves while another is still busy
+    os._exit(0)  # at once: taking gloo's threads apart has been seen to hang, about once in thirty times
 
 
 if __name__ == "__main__":
