@@ -629,6 +629,7 @@ def serves(
         and not torch.is_autocast_enabled("cpu")
         and (always or input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20)
         and input.numel() > 0
+        and input.dim() > 1  # packed data of one dimension are left to be refused there in torch.nn's words
         and plain(input)
         and all(t is None or (t.dtype == dtype and plain(t)) for group in (*states, *weights) for t in group)
     )
