@@ -30,7 +30,7 @@ from .kernels import EXACT, KERNELS, Rows, arithmetic
 from .matmul import Gradient, Product
 from .recurrence import Weights
 
-ELEMENTS = 2**19  # of a span's gates: its products run at nearly full rate, and its tape stays in the cache
+ELEMENTS = 2**19  # of a span's gates: by measurement: its products run at nearly full rate, and it takes little memory
 
 
 class Span(NamedTuple):
@@ -109,6 +109,7 @@ class Direction:
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         steps = ELEMENTS * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
         self.spans = self.ordered(spans(sizes, checkpoint_every if checkpoint_every and self.rewrites else steps))
+        self.most = max(span.rows.stop - span.rows.start for span in self.spans)  # rows of one
 
     def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
         """What is in the order of time, in that of this direction; and the other way round."""
@@ -162,10 +163,9 @@ class Direction:
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
-        most = max(span.rows.stop - span.rows.start for span in self.spans)
-        self.affine = matmul.affine(len(self.input), most, self.w_ih(), self.bias)
+        self.affine = matmul.affine(len(self.input), self.most, self.w_ih(), self.bias)
         if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
-            self.space = self.new_space(most)
+            self.space = self.new_space(self.most)
 
     def w_ih(self) -> Tensor:
         return self.kernel.in_order(self.weights.w_ih, -2)
@@ -291,8 +291,7 @@ class Direction:
         """What all spans share on their way back."""
         _, w_hh, _, _, w_hr = self.weights
         self.nothing = torch.zeros_like(self.state[0])
-        most = max(span.rows.stop - span.rows.start for span in self.spans)
-        self.derived = w_hh.new_empty(most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
+        self.derived = w_hh.new_empty(self.most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
         self.dh = self.repeated(w_hh.mT)
         self.unproject = None if w_hr is None else self.repeated(w_hr.mT)
 
