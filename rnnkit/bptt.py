@@ -226,12 +226,18 @@ class Direction:
             return [(self.N, len(span.sizes))]
         return [(n, len(list(steps))) for n, steps in groupby(self.ordered(span.sizes))]
 
-    def before(self, span: Span, state: State, after: State) -> State:
+    def before(self, span: Span, state: State, after: State, output: Tensor) -> State:
         """The states before the steps of a span, in rows like those after them, from the one before them all."""
         n = span.sizes[0]
         if n == span.sizes[-1]:
-            pairs = zip(state, after, strict=True)
-            return tuple(torch.cat((rows[n:], s) if self.reverse else (s, rows[:-n])) for s, rows in pairs)
+
+            def shifted(s: Tensor, rows: Tensor) -> Tensor:
+                return torch.cat((rows[n:], s) if self.reverse else (s, rows[:-n]))
+
+            if self.padded and span is not self.spans[0]:  # h stands in the output, a step away
+                away = n if self.reverse else -n
+                return output[span.rows.start + away : span.rows.stop + away], *map(shifted, state[1:], after[1:])
+            return tuple(map(shifted, state, after))
         carry, states = self.carry(state), []
         for n, s in zip(self.ordered(span.sizes), self.steps(*(self.parts(span, rows) for rows in after)), strict=True):
             states.append(carry.resize(n))
@@ -253,6 +259,7 @@ class Direction:
             self.prepare(keep=True)
         self.prepare_back()
         totals: list[Tensor | None] = [None] * len(Weights._fields)
+        sum_of_da: Tensor | None = None
         pairs = zip(self.state, grad_finals, strict=True)
         grads = tuple(torch.zeros_like(s) if g is None else g.clone() for s, g in pairs)
         last = self.ordered(self.sizes)[-1]
@@ -262,29 +269,32 @@ class Direction:
             h = span.of(output)
             if self.rewrites:
                 m, tape = self.run(span, self.carry(state), torch.empty_like(h), keep=True)
-            before = self.before(span, state, (h, *tape[-1:])[: len(state)])
+            before = self.before(span, state, (h, *tape[-1:])[: len(state)], output)
             derivatives = self.kernel.derivatives(tape, h if m is None else m, before, self.derived[: len(h)])
             dh = span.of(grad_output) if grad_output is not None else None
             if m is not None:
                 dh = torch.zeros_like(h) if dh is None else dh.clone()
             self.run_back(span, carry, dh, derivatives)
 
-            digates, dhgates = self.kernel.gradients(derivatives)
+            da = derivatives[0]
+            digates, dhgates = self.kernel.gradients(da)
             if grad_input is not None:
                 dx, of_span = self.product(digates, self.w_ih().mT), span.of(grad_input)
                 of_span.add_(dx) if self.reverse else of_span.copy_(dx)
             of_igates = self.gradient(digates)
             of_hgates = of_igates if dhgates is digates else self.gradient(dhgates)
             of_h = None if dh is None or m is None else self.gradient(dh)
-            factors = (of_igates, span.of(self.input)), (of_hgates, before[0]), (of_igates, None), (of_hgates, None)
-            alike = dhgates is digates and needed[2] and needed[3]  # the biases' gradients: one is enough
-            for k, (gradient, x) in enumerate((*factors, (of_h, m))):
-                if gradient is not None and needed[k] and not (alike and k == 3):
+            for k, gradient, x in ((0, of_igates, span.of(self.input)), (1, of_hgates, before[0]), (4, of_h, m)):
+                if gradient is not None and x is not None and needed[k]:
                     totals[k] = gradient(x, totals[k])
+            if needed[2] or needed[3]:
+                sum_of_da = self.sum(da) if sum_of_da is None else sum_of_da.add_(self.sum(da))
         w_ih, w_hh, b_ih, b_hh, w_hr = totals
-        if alike and b_ih is not None:
-            b_hh = b_ih.clone()
-        w_ih, b_ih = (g if g is None else self.kernel.in_torch_order(g, dim) for g, dim in ((w_ih, -2), (b_ih, -1)))
+        if w_ih is not None:
+            w_ih = self.kernel.in_torch_order(w_ih, -2)
+        if sum_of_da is not None:
+            of_b_ih, of_b_hh = self.kernel.gradients(sum_of_da)
+            b_ih, b_hh = self.kernel.in_torch_order(of_b_ih, -1), of_b_hh.clone()  # each in memory of its own
         return [w_ih, w_hh, b_ih, b_hh, w_hr, *(carry.whole() if any(needed[5:]) else [None] * len(self.state))]
 
     def prepare_back(self) -> None:
@@ -326,6 +336,10 @@ class Direction:
     def gradient(self, dy: Tensor) -> Gradient:
         return matmul.gradient(dy)
 
+    def sum(self, dy: Tensor) -> Tensor:
+        """Over all rows."""
+        return dy.sum(0)
+
 
 class Both(Direction):
     """Both directions of one layer at once, over a padded batch: half the calls, for sizes where those are what counts.
@@ -352,13 +366,8 @@ class Both(Direction):
     @staticmethod
     def pays(sizes: list[int], states: Sequence[State], weights: Sequence[Weights]) -> bool:
         w_hh, N = weights[0].w_hh, states[0][0].size(0)
-        return (
-            len(weights) == 2
-            and sizes[0] == sizes[-1] == N
-            and w_hh.dtype == torch.float32
-            and N * w_hh.size(0) < 2**13
-            and not matmul.by_onednn(N, w_hh.shape, w_hh.dtype)
-        )
+        few = N * w_hh.numel() <= 2**17  # multiplications; of more, products one by one are faster than batched ones
+        return len(weights) == 2 and sizes[0] == sizes[-1] == N and w_hh.dtype == torch.float32 and few
 
     def as_rows(self, columns: Tensor) -> Tensor:
         """(L*N, 2*F), the directions side by side, as rows (L*2, N, F)."""
@@ -394,11 +403,14 @@ class Both(Direction):
     def gradient(self, dy: Tensor) -> Gradient:
         halves = self.halves(dy)
 
-        def gradient(x: Tensor | None, total: Tensor | None) -> Tensor:
-            grad = halves.sum(1) if x is None else halves.mT @ self.halves(x)
+        def gradient(x: Tensor, total: Tensor | None) -> Tensor:
+            grad = halves.mT @ self.halves(x)
             return grad if total is None else total.add_(grad)
 
         return gradient
+
+    def sum(self, dy: Tensor) -> Tensor:
+        return self.halves(dy).sum(1)
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
         rows = output.new_empty(2 * self.shape[0], self.shape[1], output.size(1) // 2)

@@ -124,8 +124,9 @@ class Kernel(Protocol):
         projection the sum is written to dy."""
         ...
 
-    def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
-        """digates and dhgates (rows, G*H), after `backward`; one tensor where they are equal."""
+    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
+        """digates and dhgates (..., G*H) of what `backward` made of the first of its derivatives, or of a sum over it;
+        one tensor where they are equal."""
         ...
 
     def in_order(self, gates: Tensor, dim: int) -> Tensor:
@@ -152,8 +153,8 @@ class Summed:
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         return b_ih + b_hh
 
-    def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
-        return derivatives[0], derivatives[0]
+    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
+        return da, da
 
     def in_order(self, gates: Tensor, dim: int) -> Tensor:
         return gates
@@ -333,9 +334,9 @@ class GRU:
             addmm(d, dhgates, w, out=d)
         return (d,)
 
-    def gradients(self, derivatives: Rows) -> tuple[Tensor, Tensor]:
-        da, z = derivatives
-        return da[..., : -z.size(-1)], da[..., z.size(-1) :]
+    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
+        H = da.size(-1) // 4
+        return da[..., : 3 * H], da[..., H:]
 
     def in_order(self, gates: Tensor, dim: int) -> Tensor:
         return gates.roll(gates.size(dim) // 3, dim)

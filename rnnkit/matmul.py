@@ -28,7 +28,7 @@ OPERATORS = [
 ]
 
 
-Gradient: TypeAlias = Callable[[Tensor | None, Tensor | None], Tensor]
+Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Product(NamedTuple):
@@ -140,18 +140,15 @@ def exact(w: Tensor, b: Tensor | None = None) -> Product:
 
 
 def gradient(dy: Tensor) -> Gradient:
-    """For y = x @ w.T + b the function (x, total) -> total + the gradient of w, dy.T @ x, or without x that of b."""
+    """For y = x @ w.T the function (x, total) -> total + the gradient of w, dy.T @ x."""
     copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
 
-    def gradient(x: Tensor | None, total: Tensor | None) -> Tensor:
-        if x is None:
-            grad = dy.sum(0)
-        elif not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):  # a quarter: copies have to pay, too
+    def gradient(x: Tensor, total: Tensor | None) -> Tensor:
+        if not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):  # a quarter: copies have to pay, too
             return torch.mm(dy.t(), x) if total is None else total.addmm_(dy.t(), x)
-        else:
-            if not copies:
-                copies.append(dy.to_mkldnn())
-            grad = torch.ops.aten.mkldnn_linear_backward_weights.default(copies[0], x.to_mkldnn(), x, False)[0]
+        if not copies:
+            copies.append(dy.to_mkldnn())
+        grad = torch.ops.aten.mkldnn_linear_backward_weights.default(copies[0], x.to_mkldnn(), x, False)[0]
         return grad if total is None else total.add_(grad)
 
     return gradient

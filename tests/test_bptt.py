@@ -267,8 +267,9 @@ def test_only_the_gradients_that_are_needed_are_formed(options, monkeypatch):
     def counted(dy):
         return lambda x, total: formed.append(x) or gradient(dy)(x, total)
 
-    gradient = matmul.gradient
+    gradient, total = matmul.gradient, bptt.Direction.sum
     monkeypatch.setattr(matmul, "gradient", counted)
+    monkeypatch.setattr(bptt.Direction, "sum", lambda self, dy: formed.append(dy) or total(self, dy))
     case = Case(**options)
     expected = case.gradients(case.run(recurrence.stack))
     for k, tensor in enumerate(case.tensors):
@@ -483,7 +484,7 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
     x, w, b, dy = torch.randn(rows, 48), torch.randn(32, 48), torch.randn(32), torch.randn(rows, 32)
     product, moved, halved = x @ w.t(), torch.ones(32, rows).t(), torch.empty(rows, 64)[:, ::2]
     exact = [dy @ w, product, product + b, product, product + b, product + 1, product, product, product + 2]
-    exact += [dy.t() @ x, dy.t() @ (2 * x + 1), dy.sum(0), 2 * dy.sum(0)]
+    exact += [dy.t() @ x, dy.t() @ (2 * x + 1)]
     for threshold in (float("inf"), -1.0):
         monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
         monkeypatch.setattr(matmul, "_threshold", lambda threads, threshold=threshold: threshold)
@@ -502,8 +503,7 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
         repeated.mm(x, repeated.w, out=out)
         results += [out, repeated.addmm(out, x, repeated.w, out=out.clone()) - out + 2]
         gradient = matmul.gradient(dy)
-        results += [gradient(x, None), gradient(x + 1, gradient(x, None)), gradient(None, None)]
-        results += [gradient(None, gradient(None, None))]
+        results += [gradient(x, None), gradient(x + 1, gradient(x, None))]
         assert len(results) == len(exact)
         for ours, theirs in zip(results, exact, strict=True):
             assert close(ours.double(), theirs.double(), 2e-6)
