@@ -15,6 +15,7 @@ Packed rows are the general case: of S rows step t has sizes[t], and in a padded
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -37,20 +38,21 @@ class Span(NamedTuple):
     """Consecutive steps, in the order of time, and where their rows are."""
 
     sizes: list[int]
-    rows: slice
+    start: int
+    rows: int
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """Its rows of a tensor that has those of all spans."""
-        return tensor if self.rows.stop - self.rows.start == tensor.size(0) else tensor[self.rows]
+    def of(self, tensor: Tensor, away: int = 0) -> Tensor:
+        """Its rows of a tensor that has those of all spans, or as many some rows away."""
+        return tensor if self.rows == tensor.size(0) else tensor.narrow(0, self.start + away, self.rows)
 
 
 def spans(sizes: list[int], steps: int) -> list[Span]:
     """All steps, so many at a time."""
-    result, stop = [], 0
+    result, start = [], 0
     for t in range(0, len(sizes), steps):
         part = sizes[t : t + steps]
-        start, stop = stop, stop + sum(part)
-        result.append(Span(part, slice(start, stop)))
+        result.append(Span(part, start, sum(part)))
+        start += result[-1].rows
     return result
 
 
@@ -108,8 +110,8 @@ class Direction:
         self.cells = gates // len(equation.gates)  # H_cell
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
         steps = ELEMENTS * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
-        self.spans = self.ordered(spans(sizes, checkpoint_every if checkpoint_every and self.rewrites else steps))
-        self.most = max(span.rows.stop - span.rows.start for span in self.spans)  # rows of one
+        in_time = spans(sizes, checkpoint_every if checkpoint_every and self.rewrites else steps)
+        self.spans, self.most = self.ordered(in_time), in_time[0].rows  # no span has more, as sizes only fall
 
     def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
         """What is in the order of time, in that of this direction; and the other way round."""
@@ -126,16 +128,20 @@ class Direction:
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
         """Write the output. Return the state after the last step and what each span is to keep."""
-        self.prepare(keep)
         kept: list[Kept] = []
         carry = self.carry(self.first(self.state, self.sizes))
-        for span in self.spans:
-            state = carry.resize(self.ordered(span.sizes)[0]) if keep else ()
-            if span is not self.spans[0]:
-                state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
-            m, tape = self.run(span, carry, span.of(output), keep)
-            if keep:
-                kept.append(Kept(state, *((None, ()) if self.rewrites else (m, () if self.kernel.tapeless else tape))))
+        # Nothing here concerns autograd, and calls are cheaper without; but what is kept has to be of its world.
+        with nullcontext() if keep else torch.inference_mode():
+            self.prepare(keep)
+            for span in self.spans:
+                state = carry.resize(self.ordered(span.sizes)[0]) if keep else ()
+                if span is not self.spans[0]:
+                    state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
+                m, tape = self.run(span, carry, span.of(output), keep)
+                if keep and self.rewrites:
+                    kept.append(Kept(state, None, ()))
+                elif keep:
+                    kept.append(Kept(state, m, () if self.kernel.tapeless else tape))
         return carry.whole(), kept
 
     def prepare(self, keep: bool) -> None:
@@ -159,7 +165,7 @@ class Direction:
             self.project = None if w_hr is None else self.repeated(w_hr)
             self.bias, self.b_n = b_ih, b_hh
             if b_ih is not None and b_hh is not None:
-                self.bias = self.kernel.in_order(self.kernel.bias(b_ih, b_hh), -1)
+                self.bias = self.kernel.bias(b_ih, b_hh)
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
@@ -195,30 +201,31 @@ class Direction:
         x = self.igates(span)
         tape = self.kernel.tape(x, self.bias_of_n(span), output.size(0) if keep else self.N)
         m = output.new_empty(*output.shape[:-1], self.cells) if self.project else output
-        views = self.kernel.views(x, tape)
-        # Where x is part of the tape the parts of both are the same objects, by which torch knows to add in place.
-        tensors = output, m, *views
-        parts = {id(rows): self.parts(span, rows) for rows in tensors}
-        steps = iter(self.steps(*(parts[id(rows)] for rows in tensors)))
-        with torch.inference_mode():  # nothing in the loop concerns autograd, and calls are cheaper without
+        with torch.inference_mode() if keep else nullcontext():  # else it is on already
+            steps = iter(self.steps(span, (output, m, *self.kernel.views(x, tape))))
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
                     carry.resize(n), islice(steps, stretch), self.hgates, self.project, self.arithmetic
                 )
         return m if self.project else None, tape
 
+    def steps(self, span: Span, tensors: Rows) -> Sequence[Rows]:
+        """For each step, in this direction's order, its parts of the tensors. Those of one tensor are the same objects
+        wherever it occurs: by that torch knows to work in place."""
+        parts: dict[int, Sequence[Tensor]] = {}
+        for rows in tensors:
+            if id(rows) not in parts:
+                parts[id(rows)] = self.parts(span, rows)
+        return self.ordered(tuple(zip(*[parts[id(rows)] for rows in tensors], strict=True)))
+
     def parts(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
         """For each step, in the order of time, its part of the rows; of fewer than the span has, the same each time."""
-        if rows.size(0) == span.rows.stop - span.rows.start:
+        if rows.size(0) == span.rows:
             return rows.unsafe_split_with_sizes(span.sizes)
         if self.padded:
             return [rows] * len(span.sizes)
         part = {n: rows[:n] for n in set(span.sizes)}
         return [part[n] for n in span.sizes]
-
-    def steps(self, *parts: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
-        """What belongs to each step, in this direction's order."""
-        return self.ordered(tuple(zip(*parts, strict=True)))
 
     def stretches(self, span: Span) -> list[tuple[int, int]]:
         """Numbers of rows, and how many steps on end have them, in this direction's order."""
@@ -235,11 +242,10 @@ class Direction:
                 return torch.cat((rows[n:], s) if self.reverse else (s, rows[:-n]))
 
             if self.padded and span is not self.spans[0]:  # h stands in the output, a step away
-                away = n if self.reverse else -n
-                return output[span.rows.start + away : span.rows.stop + away], *map(shifted, state[1:], after[1:])
+                return span.of(output, n if self.reverse else -n), *map(shifted, state[1:], after[1:])
             return tuple(map(shifted, state, after))
         carry, states = self.carry(state), []
-        for n, s in zip(self.ordered(span.sizes), self.steps(*(self.parts(span, rows) for rows in after)), strict=True):
+        for n, s in zip(self.ordered(span.sizes), self.steps(span, after), strict=True):
             states.append(carry.resize(n))
             carry.state = s
         return tuple(torch.cat(rows) for rows in zip(*self.ordered(states), strict=True))
@@ -263,7 +269,7 @@ class Direction:
         pairs = zip(self.state, grad_finals, strict=True)
         grads = tuple(torch.zeros_like(s) if g is None else g.clone() for s, g in pairs)
         last = self.ordered(self.sizes)[-1]
-        carry = Carry(tuple(g[:last] for g in grads), () if self.padded else tuple(g[last:] for g in grads))
+        carry = Carry(grads, ()) if self.padded else Carry(*zip(*(g.tensor_split((last,)) for g in grads), strict=True))
         for span in reversed(self.spans):
             state, m, tape = kept.pop()
             h = span.of(output)
@@ -308,10 +314,9 @@ class Direction:
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
         """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
         dh is that of the output; if the output was projected, what arrives by the state is added to it."""
-        arriving = self.parts(span, self.nothing if dh is None else dh)
-        views = (self.parts(span, rows) for rows in self.kernel.back_views(derivatives))
-        back = iter(self.steps(arriving, *views)[::-1])
+        arriving = self.nothing if dh is None else dh
         with torch.inference_mode():
+            back = iter(self.steps(span, (arriving, *self.kernel.back_views(derivatives)))[::-1])
             for n, stretch in reversed(self.stretches(span)):
                 arrives, *rest = zip(*islice(back, stretch), strict=True)
                 d, *others = carry.resize(n)
@@ -484,9 +489,14 @@ class Layer(Function):
         """The output (S, D*H_out), the states after the last step, and of each direction what its way back needs."""
         directions = Layer.directions(options, input, states, weights)
         output = input.new_empty(input.size(0), len(states) * states[0][0].size(1))
-        columns = output.chunk(len(directions), 1) if len(directions) > 1 else (output,)
+        columns = Layer.columns(output, len(directions))
         finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, columns, strict=True)), strict=True)
         return output, [s for state in finals for s in state], list(kept)
+
+    @staticmethod
+    def columns(rows: Tensor, D: int) -> Sequence[Tensor]:
+        """The part of each direction."""
+        return rows.chunk(D, 1) if D > 1 else (rows,)
 
     @staticmethod
     def forward(ctx: Any, options: Options, input: Tensor, *tensors: Any) -> Any:
@@ -518,14 +528,15 @@ class Layer(Function):
         grad_input = input.new_empty(input.shape) if needed[0] else None
         directions = Layer.directions(ctx.options, input, *Layer.grouped(ctx.options.equation, tensors))
         D = len(directions)
-        columns = [None] * D if grad_output is None else grad_output.chunk(D, 1)
+        outputs = Layer.columns(output, D)
+        grad_outputs = [None] * D if grad_output is None else Layer.columns(grad_output, D)
         width, finals = len(tensors) // D, len(grad_finals) // D
         result: list[Tensor | None] = []
         for d, direction in enumerate(directions):
             result += direction.backward(
-                output.chunk(D, 1)[d],
+                outputs[d],
                 kept[d],
-                columns[d],
+                grad_outputs[d],
                 grad_finals[d * finals : (d + 1) * finals],
                 grad_input,
                 needed[1 + d * width : 1 + (d + 1) * width],
@@ -573,18 +584,17 @@ def stack(
     L = input.size(0)
     sizes = list(batch_sizes) if batch_sizes is not None else [input.size(1)] * L
     output = input if batch_sizes is not None else input.flatten(0, 1)
-    D, S = 2 if bidirectional else 1, len(equation.state)
+    D, S, graded = 2 if bidirectional else 1, len(equation.state), torch.is_grad_enabled()
     finals: list[State] = []
     for k in range(0, len(weights), D):
         if k and dropout:
             output = F.dropout(output, dropout)
         group = states[k : k + D], weights[k : k + D]
-        tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)]
-        options = Options(
-            equation, sizes, checkpoint_every, Both.pays(sizes, *group), k == 0 and not input.is_contiguous()
-        )
-        with recurrence.named(f"{equation.step.__name__}_l{k // D}"):
-            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (output, *tensors)):
+        both, bias_after = Both.pays(sizes, *group), k == 0 and not input.is_contiguous()
+        options = Options(equation, sizes, checkpoint_every, both, bias_after)
+        tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)] if graded else []
+        with recurrence.named(equation, k // D):
+            if graded and any(t is not None and t.requires_grad for t in (output, *tensors)):
                 output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
             else:
                 output, flat, _ = Layer.run(options, output, *group, keep=False)
@@ -604,45 +614,47 @@ TELLING = all(
 )
 
 
-def _strided(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, Parameter) and tensor.is_cpu and tensor.layout == torch.strided
-
-
 def plain(tensor: Tensor) -> bool:
     """Whether it is a strided tensor on a CPU and nothing else."""
     return (
-        _strided(tensor)
+        type(tensor) in (Tensor, Parameter)
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
 
 
-def serves(
-    equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights], always: bool = False
-) -> bool:
-    """Whether `stack` may run for these arguments, here and now, and, unless it is to run always, pays.
+def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
+    """Whether `stack` may run for these arguments, here and now.
 
     It is for equations that have a kernel, in float32 and float64 on a CPU, on plain tensors. Whatever looks into the
     operations or computes with something else than numbers takes the readable path: the compiler and its tracers,
-    functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast. So do a few
-    small steps, which are over before this path has begun.
+    functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast.
     """
-    dtype, kernel = input.dtype, KERNELS.get(equation)
+    dtype = input.dtype
     return (
         TELLING
         and dtype in (torch.float32, torch.float64)
-        and kernel is not None
+        and equation in KERNELS
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and (always or input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20)
         and input.numel() > 0
         and input.dim() > 1  # packed data of one dimension are left to be refused there in torch.nn's words
         and plain(input)
         and all(t is None or (t.dtype == dtype and plain(t)) for group in (*states, *weights) for t in group)
+    )
+
+
+def pays(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
+    """Whether the steps are so many, or so large, that `stack` is faster than the readable path."""
+    kernel = KERNELS.get(equation)
+    return kernel is not None and (
+        input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20
     )
 
 
@@ -658,7 +670,7 @@ def stack_by(
     checkpoint_every: int | None,
 ) -> tuple[Tensor, list[State]]:
     """`stack` where path is "fast" and it serves and pays, or "always fast" and it serves, else recurrence.stack."""
-    arguments = (equation, input, states, weights, batch_sizes, dropout, bidirectional)
-    if path != "readable" and serves(equation, input, states, weights, always=path == "always fast"):
-        return stack(*arguments, checkpoint_every)
-    return recurrence.stack(*arguments)
+    given = equation, input, states, weights
+    if (path == "always fast" or (path == "fast" and pays(*given))) and serves(*given):
+        return stack(*given, batch_sizes, dropout, bidirectional, checkpoint_every)
+    return recurrence.stack(*given, batch_sizes, dropout, bidirectional)

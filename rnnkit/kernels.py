@@ -31,6 +31,7 @@ COPIED = 2**13  # pre-activations in a step, up to which copying them costs less
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (grad, y, grad_input=): grad * y * (1 - y)
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (grad, y, grad_input=): grad * (1 - y*y)
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input  # (grad, y, 0, grad_input=): grad where y > 0
 
 
 class Arithmetic(NamedTuple):
@@ -93,7 +94,7 @@ class Kernel(Protocol):
     pays_from: int  # small steps, by measurement; fewer are faster on the readable path
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        """What to add to igates, where hgates come without b_hh and `tape` sees to the rest of it."""
+        """What to add to igates, in the kernel's order, as hgates come without b_hh; `tape` sees to the rest of it."""
         ...
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
@@ -194,18 +195,20 @@ class RNN(Summed):
         return (h,)
 
     def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
-        if self.relu:
-            return (torch.sign(m, out=space),)  # da / dh
-        return (torch.addcmul(m.new_ones(()), m, m, value=-1, out=space),)
+        return space, m  # nothing yet: `backward` has one operation that forms the derivative and scales it
 
     def back_views(self, derivatives: Rows) -> Rows:
         return derivatives
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
-        w, addmm, _ = dh
+        (w, addmm, _), relu = dh, self.relu
         (d,) = dstate
-        for dy, da in steps:
-            da.mul_(unproject.mm(d, unproject.w) if unproject else d)
+        for dy, da, m in steps:
+            dm = unproject.mm(d, unproject.w) if unproject else d
+            if relu:
+                _threshold_backward(dm, m, 0, grad_input=da)
+            else:
+                _tanh_backward(dm, m, grad_input=da)
             d = addmm(dy, da, w, out=dy if unproject else d)
         return (d,)
 
@@ -215,7 +218,7 @@ class LSTM(Summed):
 
     tapeless = False
     derived = 5
-    pays_from = 7
+    pays_from = 5
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         shape = rows, *x.shape[1:-1], x.size(-1) // 4
@@ -284,9 +287,8 @@ class GRU:
     pays_from = 5
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        bias, rz = b_ih.clone(), b_ih.size(-1) // 3 * 2
-        bias[..., :rz] += b_hh[..., :rz]
-        return bias
+        rz = b_ih.size(-1) // 3 * 2
+        return torch.cat((b_ih[..., rz:], b_ih[..., :rz] + b_hh[..., :rz]), -1)
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         H = x.size(-1) // 4

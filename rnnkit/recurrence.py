@@ -73,11 +73,11 @@ def unroll(
     return torch.cat(outputs) if packed else torch.stack(outputs), state
 
 
-def named(name: str) -> AbstractContextManager[Any]:
-    """Under a profiler, what runs inside goes by this name; otherwise nothing happens, at no cost."""
+def named(equation: Equation, layer: int) -> AbstractContextManager[Any]:
+    """Under a profiler, what runs inside goes by this layer's name, lstm_l0 for one; otherwise nothing happens."""
     # torch keeps this flag for itself: should it go, so does the name, and nothing else.
     profiled = getattr(torch.autograd.profiler, "_is_profiler_enabled", False)
-    return torch.profiler.record_function(name) if profiled else nullcontext()
+    return torch.profiler.record_function(f"{equation.step.__name__}_l{layer}") if profiled else nullcontext()
 
 
 Unroll: TypeAlias = Callable[[Equation, Tensor, State, Weights, Sequence[int] | None, bool], tuple[Tensor, State]]
@@ -122,7 +122,7 @@ def stack(
     for k in range(0, len(weights), D):
         if k and dropout:
             output = F.dropout(output, dropout)
-        with named(f"{equation.step.__name__}_l{k // D}"):
+        with named(equation, k // D):
             output, final = layer(equation, output, states[k : k + D], weights[k : k + D], batch_sizes, unroll)
         finals += final
     return output, finals

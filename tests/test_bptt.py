@@ -530,24 +530,34 @@ def test_serves_plain_tensors_of_torch_nn_s_equations():
     def served(case):
         return bptt.serves(case.equation, case.input, case.states, case.weights)
 
-    assert all(served(Case(mode, dtype=dtype, L=12)) for mode in MODES for dtype in (torch.float32, torch.float64))
-    assert not any(served(Case(mode, L=1)) for mode in MODES)  # which the readable path does sooner
-    assert all(served(Case(mode, L=1, N=64, H=150)) for mode in MODES)  # but not if it is a large step
+    assert all(served(Case(mode, dtype=dtype)) for mode in MODES for dtype in (torch.float32, torch.float64))
     assert served(Case(packed=True, proj=2, bias=False))
-    assert not any(served(Case(dtype=dtype, L=12)) for dtype in (torch.float16, torch.bfloat16, torch.complex64))
-    own = Case(L=12)
+    assert not any(served(Case(dtype=dtype)) for dtype in (torch.float16, torch.bfloat16, torch.complex64))
+    own = Case()
     own.equation = Equation(lambda i, h, s: (s, ()), ("i",) * 4, ("h", "c"))
     assert not served(own)
-    empty = Case(L=12)
+    empty = Case()
     empty.input = torch.empty(0, 4, 3, dtype=torch.float64)
     assert not served(empty)
-    mixed = Case(L=12)
+    mixed = Case()
     mixed.states = [tuple(s.float() for s in state) for state in mixed.states]
     assert not served(mixed)
 
 
+def test_pays_for_many_steps_and_for_large_ones():
+    def pays(case):
+        return bptt.pays(case.equation, case.input, case.states, case.weights)
+
+    assert all(pays(Case(mode, L=12)) for mode in MODES)
+    assert all(pays(Case(mode, L=1, N=64, H=150)) for mode in MODES)
+    assert not any(pays(Case(mode, L=1)) for mode in MODES)
+    own = Case(L=12)
+    own.equation = Equation(lambda i, h, s: (s, ()), ("i",) * 4, ("h", "c"))
+    assert not pays(own)
+
+
 def test_serves_nobody_who_looks_into_the_operations():
-    case = Case(L=12)
+    case = Case()
     seen = []
 
     def served():

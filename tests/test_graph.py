@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnkit
 from rnnkit import bptt, graph, recurrence
+from rnnkit.equations import EQUATIONS
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -381,7 +382,7 @@ def test_without_them_modules_and_graphs_work(monkeypatch):
     monkeypatch.setattr(bptt, "stack", None)
     assert_same(leaves(module(x)), leaves(compiled(module)(x)))
     monkeypatch.setattr(torch.autograd, "profiler", SimpleNamespace())
-    with recurrence.named("layer") as nothing:
+    with recurrence.named(EQUATIONS["GRU"], 0) as nothing:
         assert nothing is None
 
 
