@@ -169,31 +169,15 @@ class Direction:
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
-        self.affine = matmul.affine(len(self.input), self.most, self.w_ih(), self.bias)
+        self.affine = matmul.affine(len(self.input), self.most, self.weights.w_ih, self.bias)
         if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
-            self.space = self.new_space(self.most)
-
-    def w_ih(self) -> Tensor:
-        return self.kernel.in_order(self.weights.w_ih, -2)
-
-    def new_space(self, rows: int) -> Tensor:
-        """For the igates of so many rows and, if the kernel moves them, one more."""
-        return self.input.new_empty(rows, self.weights.w_ih.size(0) + self.cells * self.kernel.moves)
+            self.space = self.input.new_empty(self.most, self.weights.w_ih.size(0))
 
     def igates(self, span: Span) -> Tensor:
         x = span.of(self.input)
         if self.arithmetic is EXACT:
-            x = F.linear(x, self.weights.w_ih, self.bias) if self.whole is None else span.of(self.whole)
-            return self.with_room(self.kernel.in_order(x, -1))
-        if self.space is None and not self.kernel.moves:
-            return self.affine(x, None)
-        space = self.new_space(len(x)) if self.space is None else self.space[: len(x)]
-        self.affine(x, space[:, : self.weights.w_ih.size(0)])
-        return space
-
-    def with_room(self, igates: Tensor) -> Tensor:
-        """For one more, if the kernel moves them."""
-        return torch.cat((igates, igates[..., : self.cells]), -1) if self.kernel.moves else igates
+            return F.linear(x, self.weights.w_ih, self.bias) if self.whole is None else span.of(self.whole)
+        return self.affine(x, None if self.space is None else self.space[: span.rows])
 
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
@@ -285,7 +269,7 @@ class Direction:
             da = derivatives[0]
             digates, dhgates = self.kernel.gradients(da)
             if grad_input is not None:
-                dx, of_span = self.product(digates, self.w_ih().mT), span.of(grad_input)
+                dx, of_span = self.product(digates, self.weights.w_ih.mT), span.of(grad_input)
                 of_span.add_(dx) if self.reverse else of_span.copy_(dx)
             of_igates = self.gradient(digates)
             of_hgates = of_igates if dhgates is digates else self.gradient(dhgates)
@@ -296,11 +280,11 @@ class Direction:
             if needed[2] or needed[3]:
                 sum_of_da = self.sum(da) if sum_of_da is None else sum_of_da.add_(self.sum(da))
         w_ih, w_hh, b_ih, b_hh, w_hr = totals
-        if w_ih is not None:
-            w_ih = self.kernel.in_torch_order(w_ih, -2)
+        if w_hh is not None:
+            w_hh = self.kernel.in_torch_order(w_hh, -2)
         if sum_of_da is not None:
             of_b_ih, of_b_hh = self.kernel.gradients(sum_of_da)
-            b_ih, b_hh = self.kernel.in_torch_order(of_b_ih, -1), of_b_hh.clone()  # each in memory of its own
+            b_ih, b_hh = of_b_ih.clone(), self.kernel.in_torch_order(of_b_hh, -1)  # each in memory of its own
         return [w_ih, w_hh, b_ih, b_hh, w_hr, *(carry.whole() if any(needed[5:]) else [None] * len(self.state))]
 
     def prepare_back(self) -> None:
@@ -308,7 +292,7 @@ class Direction:
         _, w_hh, _, _, w_hr = self.weights
         self.nothing = torch.zeros_like(self.state[0])
         self.derived = w_hh.new_empty(self.most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
-        self.dh = self.repeated(w_hh.mT)
+        self.dh = self.repeated(self.kernel.in_order(w_hh).mT)
         self.unproject = None if w_hr is None else self.repeated(w_hr.mT)
 
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
@@ -395,7 +379,7 @@ class Both(Direction):
         pass
 
     def igates(self, span: Span) -> Tensor:
-        return self.with_room(self.product(span.of(self.input), self.w_ih(), self.bias))
+        return self.product(span.of(self.input), self.weights.w_ih, self.bias)
 
     def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         halves = self.halves(rows)

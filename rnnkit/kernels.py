@@ -89,18 +89,17 @@ def arithmetic(dtype: torch.dtype, elements: int) -> Arithmetic:
 
 class Kernel(Protocol):
     tapeless: bool  # the derivatives need the output, but no tape
-    moves: bool  # the igates into an order of its own, with room for one more after them
     derived: int  # the space that derivatives take, in H
     pays_from: int  # small steps, by measurement; fewer are faster on the readable path
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        """What to add to igates, in the kernel's order, as hgates come without b_hh; `tape` sees to the rest of it."""
+        """What to add to igates, where hgates come without b_hh and `tape` sees to the rest of it."""
         ...
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         """a, which takes the pre-activations, and more; c' last, if there is one. It has so many rows: all of x where
-        the derivatives are to see it, or those of one step, which all steps then share. x, the igates (S, G*H) or, if
-        the kernel moves them, (S, G*H + H), may become part of it."""
+        the derivatives are to see it, or those of one step, which all steps then share. x, the igates (S, G*H), may
+        become part of it."""
         ...
 
     def views(self, x: Tensor, tape: Rows) -> Rows:
@@ -127,15 +126,15 @@ class Kernel(Protocol):
 
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
         """digates and dhgates (..., G*H) of what `backward` made of the first of its derivatives, or of a sum over it;
-        one tensor where they are equal."""
+        one tensor where they are equal. dhgates are in the kernel's order."""
         ...
 
-    def in_order(self, gates: Tensor, dim: int) -> Tensor:
-        """igates, w_ih or b_ih, whose gates are in this dimension, in the kernel's order."""
+    def in_order(self, w_hh: Tensor) -> Tensor:
+        """w_hh (..., G*H, H), its gates in the kernel's order."""
         ...
 
     def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
-        """The other way round, for gradients of w_ih and b_ih."""
+        """The other way round, for gradients of w_hh and b_hh, whose gates are in this dimension."""
         ...
 
 
@@ -149,16 +148,14 @@ def shared(x: Tensor, rows: int) -> Tensor:
 class Summed:
     """What kernels share whose gates see igates and hgates as a sum only."""
 
-    moves = False
-
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         return b_ih + b_hh
 
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
         return da, da
 
-    def in_order(self, gates: Tensor, dim: int) -> Tensor:
-        return gates
+    def in_order(self, w_hh: Tensor) -> Tensor:
+        return w_hh
 
     def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
         return grad
@@ -277,29 +274,28 @@ class LSTM(Summed):
 class GRU:
     """n = tanh(n_i + r*n_h), h' = (h - n)*z + n.
 
-    The gates are moved: n_i, r, z, n_h stand side by side. Of these igates are the first three and hgates the last; n
-    takes the place of n_i. So do their derivatives.
+    n_i leaves its place in x to n_h, and becomes n in memory of its own. The derivatives stand side by side as those of
+    n_h, r, z, n_i: the first three are of hgates, the last three of igates.
     """
 
     tapeless = False
-    moves = True
     derived = 4
     pays_from = 5
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         rz = b_ih.size(-1) // 3 * 2
-        return torch.cat((b_ih[..., rz:], b_ih[..., :rz] + b_hh[..., :rz]), -1)
+        return torch.cat((b_ih[..., :rz] + b_hh[..., :rz], b_ih[..., rz:]), -1)
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
-        H = x.size(-1) // 4
-        n_h = x[..., 3 * H :]
-        n_h.copy_(b_hh[..., 2 * H :]) if b_hh is not None else n_h.zero_()
-        return shared(x[..., H:], rows), x[..., :H]
+        rz = x.size(-1) // 3 * 2
+        n_h = x[..., rz:]
+        n = n_h.clone(memory_format=torch.contiguous_format)
+        n_h.copy_(b_hh[..., rz:]) if b_hh is not None else n_h.zero_()
+        return shared(x, rows), n
 
     def views(self, x: Tensor, tape: Rows) -> Rows:
         a, n = tape
-        H = n.size(-1)
-        return a if a.size(0) == x.size(0) else x[..., H:], a, a[..., : 2 * H], *a.chunk(3, -1), n
+        return x, a, a[..., : 2 * n.size(-1)], *a.chunk(3, -1), n
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
         (w, addmm, _), (tanh, sigmoid_, addcmul_, lerp) = hgates, by
@@ -315,7 +311,7 @@ class GRU:
     def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
         a, n = tape
         r, z, n_h = a.chunk(3, -1)
-        dn_i, dr, dz, dn_h = space.chunk(4, -1)  # all / dh'
+        dn_h, dr, dz, dn_i = space.chunk(4, -1)  # all / dh'
         _tanh_backward(torch.sub(n.new_ones(()), z, out=dn_i), n, grad_input=dn_i)
         torch.mul(dn_i, r, out=dn_h)
         _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)
@@ -324,7 +320,7 @@ class GRU:
 
     def back_views(self, derivatives: Rows) -> Rows:
         da, z = derivatives
-        return da[..., z.size(-1) :], da.view(*da.shape[:-1], 4, -1), z
+        return da[..., : 3 * z.size(-1)], da.view(*da.shape[:-1], 4, -1), z
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         (w, addmm, _), addcmul = dh, torch.addcmul
@@ -338,10 +334,10 @@ class GRU:
 
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
         H = da.size(-1) // 4
-        return da[..., : 3 * H], da[..., H:]
+        return da[..., H:], da[..., : 3 * H]
 
-    def in_order(self, gates: Tensor, dim: int) -> Tensor:
-        return gates.roll(gates.size(dim) // 3, dim)
+    def in_order(self, w_hh: Tensor) -> Tensor:
+        return w_hh.roll(w_hh.size(-1), -2)
 
     def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
         return grad.roll(-(grad.size(dim) // 3), dim)
