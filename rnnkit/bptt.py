@@ -147,7 +147,7 @@ class Direction:
     def prepare(self, keep: bool) -> None:
         """What all spans share on their way forward."""
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
-        self.arithmetic = arithmetic(w_hh.dtype, self.N * self.cells)
+        self.arithmetic = arithmetic(w_hh.dtype, self.N, self.cells)
         self.whole: Tensor | None = None
         self.space: Tensor | None = None
         if self.arithmetic is EXACT:

@@ -63,6 +63,17 @@ def tanh_by_expm1(a: Tensor, out: Tensor) -> Tensor:
     return e.div_(e + _TWO)
 
 
+def in_one_piece(tanh: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """tanh on contiguous memory only: a part of wider rows takes several threads up to four times as long."""
+
+    def whole(a: Tensor, out: Tensor) -> Tensor:
+        if out.is_contiguous():
+            return tanh(a if a.is_contiguous() else out.copy_(a), out=out)
+        return out.copy_(tanh(a.contiguous(), out=a.new_empty(a.shape)))
+
+    return whole
+
+
 #: ATen's operations in ATen's order.
 EXACT = Arithmetic(torch.tanh, _sigmoid_parts_, lambda a, b, c: a.add_(b * c), _lerp)
 #: As few calls as possible.
@@ -80,11 +91,14 @@ def _expm1_pays() -> bool:
         return matmul.seconds(lambda: tanh_by_expm1(a, out)) < matmul.seconds(lambda: torch.tanh(a, out=out))
 
 
-def arithmetic(dtype: torch.dtype, elements: int) -> Arithmetic:
-    """What to compute with where a gate has so many elements in a step."""
+def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
+    """What to compute with where a gate has so many rows of so many elements in a step."""
     if dtype != torch.float32:
         return EXACT
-    return FAST if elements >= 2**12 and _expm1_pays() else FEW
+    by = FAST if rows * cells >= 2**12 and _expm1_pays() else FEW
+    # Of up to 2048 elements one thread sees to the tanh, and few long rows are done before they are copied.
+    divided = rows * cells > 2**11 and cells < 512 and torch.get_num_threads() > 1
+    return by._replace(tanh=in_one_piece(by.tanh)) if divided else by
 
 
 class Kernel(Protocol):

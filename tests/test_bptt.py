@@ -15,24 +15,22 @@ MODES = list(EQUATIONS)
 BATCH_SIZES = [4, 4, 3, 1, 1]
 
 
-@pytest.fixture(params=["small", "large", "oneDNN", "many spans"])
+@pytest.fixture(params=["small", "large", "oneDNN", "threads", "many spans"])
 def product(request, monkeypatch):
     """Small as the tests are, take them through the ways that large sizes go."""
     if request.param == "oneDNN":
         monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
         monkeypatch.setattr(matmul, "_threshold", lambda threads: -1.0)
-        monkeypatch.setattr(kernels, "arithmetic", lambda dtype, elements: arithmetic(dtype))
-        monkeypatch.setattr(bptt, "arithmetic", lambda dtype, elements: arithmetic(dtype))
+    if request.param in ("oneDNN", "threads"):
+        by = {"oneDNN": kernels.FAST, "threads": kernels.FEW._replace(tanh=kernels.in_one_piece(torch.tanh))}
+        float32 = by[request.param]
+        monkeypatch.setattr(bptt, "arithmetic", lambda dtype, *_: float32 if dtype == torch.float32 else kernels.EXACT)
     if request.param == "large":
         monkeypatch.setattr(matmul, "WORTH_A_COPY", 0)
         monkeypatch.setattr(matmul, "WORTH_A_COLUMN", 0)
         monkeypatch.setattr(kernels, "COPIED", 0)
     if request.param == "many spans":
         monkeypatch.setattr(bptt, "ELEMENTS", 5 * 4 * 6)
-
-
-def arithmetic(dtype):
-    return kernels.FAST if dtype == torch.float32 else kernels.EXACT
 
 
 class Case:
@@ -201,6 +199,19 @@ def test_tanh_by_expm1_is_right_for_every_kind_of_float():
     assert result[:2].tolist() == [1, -1]
     assert result[2].isnan()
     assert torch.equal(result[3:].signbit(), odd[3:].signbit())
+
+
+def test_tanh_in_one_piece_is_tanh_wherever_its_rows_stand():
+    torch.manual_seed(7)
+    for a, out in itertools.product((torch.randn(5, 12)[:, 4:8], torch.randn(5, 4)), repeat=2):
+        result = torch.empty(5, 4) if out.is_contiguous() else torch.empty(5, 12)[:, 2:6]
+        before = a.clone()
+        assert kernels.in_one_piece(torch.tanh)(a, out=result) is result
+        assert close(result, before.tanh(), 1e-6)
+        assert torch.equal(a, before)
+        assert kernels.in_one_piece(torch.tanh)(a, out=a) is a  # in place, too
+        assert close(a, before.tanh(), 1e-6)
+        a.copy_(before)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
