@@ -259,12 +259,13 @@ class Direction:
             h = span.of(output)
             if self.rewrites:
                 m, tape = self.run(span, self.carry(state), torch.empty_like(h), keep=True)
-            before = self.before(span, state, (h, *tape[-1:])[: len(state)], output)
-            derivatives = self.kernel.derivatives(tape, h if m is None else m, before, self.derived[: len(h)])
-            dh = span.of(grad_output) if grad_output is not None else None
-            if m is not None:
-                dh = torch.zeros_like(h) if dh is None else dh.clone()
-            self.run_back(span, carry, dh, derivatives)
+            with torch.inference_mode():  # as in `run`
+                before = self.before(span, state, (h, *tape[-1:])[: len(state)], output)
+                derivatives = self.kernel.derivatives(tape, h if m is None else m, before, self.derived[: span.rows])
+                dh = span.of(grad_output) if grad_output is not None else None
+                if m is not None:
+                    dh = torch.zeros_like(h) if dh is None else dh.clone()
+                self.run_back(span, carry, dh, derivatives)
 
             da = derivatives[0]
             digates, dhgates = self.kernel.gradients(da)
@@ -299,16 +300,15 @@ class Direction:
         """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
         dh is that of the output; if the output was projected, what arrives by the state is added to it."""
         arriving = self.nothing if dh is None else dh
-        with torch.inference_mode():
-            back = iter(self.steps(span, (arriving, *self.kernel.back_views(derivatives)))[::-1])
-            for n, stretch in reversed(self.stretches(span)):
-                arrives, *rest = zip(*islice(back, stretch), strict=True)
-                d, *others = carry.resize(n)
-                d = arrives[0].add_(d) if self.unproject else d.add_(arrives[0])
-                # With a step goes what arrives at the one taken after it; at the last of a stretch that comes later.
-                nothing = self.nothing[:n].clone() if self.unproject else self.nothing[:n]
-                steps = zip((*arrives[1:], nothing), *rest, strict=True)
-                carry.state = self.kernel.backward((d, *others), steps, self.dh, self.unproject)
+        back = iter(self.steps(span, (arriving, *self.kernel.back_views(derivatives)))[::-1])
+        for n, stretch in reversed(self.stretches(span)):
+            arrives, *rest = zip(*islice(back, stretch), strict=True)
+            d, *others = carry.resize(n)
+            d = arrives[0].add_(d) if self.unproject else d.add_(arrives[0])
+            # With a step goes what arrives at the one taken after it; at the last of a stretch that comes later.
+            nothing = self.nothing[:n].clone() if self.unproject else self.nothing[:n]
+            steps = zip((*arrives[1:], nothing), *rest, strict=True)
+            carry.state = self.kernel.backward((d, *others), steps, self.dh, self.unproject)
 
     def bias_of_n(self, span: Span) -> Tensor | None:
         """b_hh for the rows of a span, unless the product adds it."""
