@@ -14,7 +14,7 @@ span: then what is kept is a state every so many steps, and one tape at a time.
 Packed rows are the general case: of S rows step t has sizes[t], and in a padded batch all sizes are N.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import groupby, islice
 from typing import Any, NamedTuple
@@ -506,7 +506,7 @@ class Layer(Function):
         ctx.maybe_clear_saved_tensors()  # unless the graph is retained: a tape can go as soon as it has been used
         needed = ctx.needs_input_grad[1:]
         # Gradients are enabled in here only if these ones are to be differentiated, too.
-        if torch.is_grad_enabled() or any(g is not None and not plain(g) for g in grads):
+        if torch.is_grad_enabled() or not plain(grads):
             return None, *differentiate(ctx.options, grads, needed, (input, *tensors))
         grad_output, *grad_finals = grads
         grad_input = input.new_empty(input.shape) if needed[0] else None
@@ -598,14 +598,18 @@ TELLING = all(
 )
 
 
-def plain(tensor: Tensor) -> bool:
-    """Whether it is a strided tensor on a CPU and nothing else."""
-    return (
-        type(tensor) in (Tensor, Parameter)
-        and tensor.is_cpu
-        and tensor.layout == torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+def plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether they are strided tensors on a CPU and nothing else."""
+    return all(
+        tensor is None
+        or (
+            type(tensor) in (Tensor, Parameter)
+            and tensor.is_cpu
+            and tensor.layout == torch.strided
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+        )
+        for tensor in tensors
     )
 
 
@@ -616,7 +620,7 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
     operations or computes with something else than numbers takes the readable path: the compiler and its tracers,
     functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast.
     """
-    dtype = input.dtype
+    dtype, tensors = input.dtype, [input, *(t for group in (*states, *weights) for t in group)]
     return (
         TELLING
         and dtype in (torch.float32, torch.float64)
@@ -629,8 +633,8 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
         and not torch.is_autocast_enabled("cpu")
         and input.numel() > 0
         and input.dim() > 1  # packed data of one dimension are left to be refused there in torch.nn's words
-        and plain(input)
-        and all(t is None or (t.dtype == dtype and plain(t)) for group in (*states, *weights) for t in group)
+        and all(t is None or t.dtype == dtype for t in tensors)
+        and plain(tensors)
     )
 
 

@@ -52,9 +52,10 @@ def autocasting(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def check_rank(kind: str, input: Tensor) -> None:
+def check_rank(mode: str, input: Tensor) -> None:
     """A layer's input is 2-D or 3-D."""
     if input.dim() not in (2, 3):
+        kind = mode.split("_")[0]
         noun = "D tensor" if kind == "RNN" else "D"  # torch.nn says it in two ways
         raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}{noun} instead")
 
@@ -167,12 +168,13 @@ def check_hx_dtype(h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def check_devices(input: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     """Everything lives where the input lives."""
+    device = input.device
     for name, tensors in ("hidden", hx), ("parameter", weights):
         for tensor in tensors:
-            if tensor.device != input.device:
+            if tensor.device != device:
                 raise RuntimeError(
                     f"Input and {name} tensors are not at the same device, "
-                    f"found input tensor at {input.device} and {name} tensor at {tensor.device}"
+                    f"found input tensor at {device} and {name} tensor at {tensor.device}"
                 )
 
 

@@ -119,7 +119,7 @@ class RNNBase(nn.Module):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             N = self._packed_batch(batch_sizes, sorted_indices, hx)
         else:
-            checks.check_rank(self._kind, input)
+            checks.check_rank(self.mode, input)
             batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
             data = input if batched else input.unsqueeze(batch_dim)
             batch_sizes = sorted_indices = unsorted_indices = None
@@ -189,10 +189,6 @@ class RNNBase(nn.Module):
         if hx is not None and (len(batch_sizes) == 0 or torch.compiler.is_compiling()):
             return self._tuple(hx)[0].size(1)
         return int(batch_sizes[0]) if len(batch_sizes) else 0
-
-    @property
-    def _kind(self) -> str:
-        return self.mode.split("_")[0]
 
     @property
     def _states(self) -> int:
