@@ -17,7 +17,7 @@ Packed rows are the general case: of S rows step t has sizes[t], and in a padded
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -446,8 +446,12 @@ class Options(NamedTuple):
     bias_after: bool  # b_ih is added after the product, as ATen does for an input that is not contiguous
 
 
+Group: TypeAlias = tuple[Sequence[State], Sequence[Weights]]  # of the directions of a layer
+
+
 class Layer(Function):
-    """All directions of one layer. `tensors` are, for each direction, its Weights and then its state."""
+    """All directions of one layer: `group` is their states and weights, and `tensors` are the same for autograd to see,
+    for each direction its Weights and then its state."""
 
     @staticmethod
     def grouped(equation: Equation, tensors: Sequence[Any]) -> tuple[list[State], list[Weights]]:
@@ -483,8 +487,8 @@ class Layer(Function):
         return rows.chunk(D, 1) if D > 1 else (rows,)
 
     @staticmethod
-    def forward(ctx: Any, options: Options, input: Tensor, *tensors: Any) -> Any:
-        output, finals, kept = Layer.run(options, input, *Layer.grouped(options.equation, tensors), keep=True)
+    def forward(ctx: Any, options: Options, group: Group, input: Tensor, *tensors: Any) -> Any:
+        output, finals, kept = Layer.run(options, input, *group, keep=True)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.count = options, len(tensors)
         ctx.form = [[(len(k.state), len(k.tape)) for k in spans] for spans in kept]
@@ -504,10 +508,10 @@ class Layer(Function):
         ]
         del saved, flat
         ctx.maybe_clear_saved_tensors()  # unless the graph is retained: a tape can go as soon as it has been used
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         # Gradients are enabled in here only if these ones are to be differentiated, too.
         if torch.is_grad_enabled() or not plain(grads):
-            return None, *differentiate(ctx.options, grads, needed, (input, *tensors))
+            return None, None, *differentiate(ctx.options, grads, needed, (input, *tensors))
         grad_output, *grad_finals = grads
         grad_input = input.new_empty(input.shape) if needed[0] else None
         directions = Layer.directions(ctx.options, input, *Layer.grouped(ctx.options.equation, tensors))
@@ -525,7 +529,7 @@ class Layer(Function):
                 grad_input,
                 needed[1 + d * width : 1 + (d + 1) * width],
             )
-        return None, grad_input, *result
+        return None, None, grad_input, *result
 
 
 def differentiate(
@@ -579,7 +583,7 @@ def stack(
         tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)] if graded else []
         with recurrence.named(equation, k // D):
             if graded and any(t is not None and t.requires_grad for t in (output, *tensors)):
-                output, *flat = Layer.apply(options, output, *tensors)  # type: ignore[no-untyped-call]
+                output, *flat = Layer.apply(options, group, output, *tensors)  # type: ignore[no-untyped-call]
             else:
                 output, flat, _ = Layer.run(options, output, *group, keep=False)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]

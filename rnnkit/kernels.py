@@ -297,8 +297,9 @@ class GRU:
     pays_from = 5
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        rz = b_ih.size(-1) // 3 * 2
-        return torch.cat((b_ih[..., :rz] + b_hh[..., :rz], b_ih[..., rz:]), -1)
+        bias, rz = b_ih.clone(), b_ih.size(-1) // 3 * 2
+        bias[..., :rz].add_(b_hh[..., :rz])
+        return bias
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
         rz = x.size(-1) // 3 * 2
