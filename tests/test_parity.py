@@ -51,9 +51,10 @@ def test_rnnkit_is_torch_nn_on_the_whole_grid(kind, dtype):
     assert different([case for case in GRID if (case.kind, case.dtype) == (kind, dtype)], rnnkit.fast) == []
 
 
+@pytest.mark.parametrize("subject", [rnnkit, rnnkit.fast], ids=lambda subject: subject.__name__)
 @pytest.mark.parametrize("name", CLASSES)
-def test_rnnkit_keeps_the_contract(name):
-    answers = contract(rnnkit, classes=(name,))
+def test_rnnkit_keeps_the_contract(name, subject):
+    answers = contract(subject, classes=(name,))
     assert [answer for answer in answers if answer.agreement is Agreement.DIFFERENT] == []
 
 
