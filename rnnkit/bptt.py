@@ -31,6 +31,7 @@ from .kernels import EXACT, KERNELS, Rows, arithmetic
 from .matmul import Gradient, Product
 from .recurrence import Weights
 
+LARGE_STEP = 2**24  # multiplications in a step's product
 ELEMENTS = 2**19  # of a span's gates: by measurement: its products run at nearly full rate, and it takes little memory
 
 
@@ -270,7 +271,7 @@ class Direction:
             da = derivatives[0]
             digates, dhgates = self.kernel.gradients(da)
             if grad_input is not None:
-                dx, of_span = self.product(digates, self.weights.w_ih.mT), span.of(grad_input)
+                dx, of_span = self.product(digates, self.kernel.in_order(self.weights.w_ih).mT), span.of(grad_input)
                 of_span.add_(dx) if self.reverse else of_span.copy_(dx)
             of_igates = self.gradient(digates)
             of_hgates = of_igates if dhgates is digates else self.gradient(dhgates)
@@ -281,11 +282,11 @@ class Direction:
             if needed[2] or needed[3]:
                 sum_of_da = self.sum(da) if sum_of_da is None else sum_of_da.add_(self.sum(da))
         w_ih, w_hh, b_ih, b_hh, w_hr = totals
-        if w_hh is not None:
-            w_hh = self.kernel.in_torch_order(w_hh, -2)
+        if w_ih is not None:
+            w_ih = self.kernel.in_torch_order(w_ih, -2)
         if sum_of_da is not None:
             of_b_ih, of_b_hh = self.kernel.gradients(sum_of_da)
-            b_ih, b_hh = of_b_ih.clone(), self.kernel.in_torch_order(of_b_hh, -1)  # each in memory of its own
+            b_ih, b_hh = self.kernel.in_torch_order(of_b_ih, -1), of_b_hh.clone()  # each in memory of its own
         return [w_ih, w_hh, b_ih, b_hh, w_hr, *(carry.whole() if any(needed[5:]) else [None] * len(self.state))]
 
     def prepare_back(self) -> None:
@@ -293,7 +294,7 @@ class Direction:
         _, w_hh, _, _, w_hr = self.weights
         self.nothing = torch.zeros_like(self.state[0])
         self.derived = w_hh.new_empty(self.most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
-        self.dh = self.repeated(self.kernel.in_order(w_hh).mT)
+        self.dh = self.repeated(w_hh.mT)
         self.unproject = None if w_hr is None else self.repeated(w_hr.mT)
 
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
@@ -642,12 +643,12 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
     )
 
 
-def pays(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
-    """Whether the steps are so many, or so large, that `stack` is faster than the readable path."""
+def pays(equation: Equation, steps: int, states: Sequence[State], weights: Sequence[Weights]) -> bool:
+    """Whether so many steps, or so large ones, take less time by `stack` than by the readable path."""
     kernel = KERNELS.get(equation)
-    return kernel is not None and (
-        input.size(0) >= kernel.pays_from or states[0][0].numel() * weights[0].w_hh.size(0) > 2**20
-    )
+    if kernel is None or steps < 3:
+        return False
+    return steps >= kernel.pays_from or states[0][0].size(0) * weights[0].w_hh.numel() >= LARGE_STEP
 
 
 def stack_by(
@@ -663,6 +664,7 @@ def stack_by(
 ) -> tuple[Tensor, list[State]]:
     """`stack` where path is "fast" and it serves and pays, or "always fast" and it serves, else recurrence.stack."""
     given = equation, input, states, weights
-    if (path == "always fast" or (path == "fast" and pays(*given))) and serves(*given):
+    steps = input.size(0) if batch_sizes is None else len(batch_sizes)
+    if (path == "always fast" or (path == "fast" and pays(equation, steps, states, weights))) and serves(*given):
         return stack(*given, batch_sizes, dropout, bidirectional, checkpoint_every)
     return recurrence.stack(*given, batch_sizes, dropout, bidirectional)

@@ -140,15 +140,15 @@ class Kernel(Protocol):
 
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
         """digates and dhgates (..., G*H) of what `backward` made of the first of its derivatives, or of a sum over it;
-        one tensor where they are equal. dhgates are in the kernel's order."""
+        one tensor where they are equal. digates are in the kernel's order."""
         ...
 
-    def in_order(self, w_hh: Tensor) -> Tensor:
-        """w_hh (..., G*H, H), its gates in the kernel's order."""
+    def in_order(self, w_ih: Tensor) -> Tensor:
+        """w_ih (..., G*H, H_in), its gates in the kernel's order."""
         ...
 
     def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
-        """The other way round, for gradients of w_hh and b_hh, whose gates are in this dimension."""
+        """The other way round, for gradients of w_ih and b_ih, whose gates are in this dimension."""
         ...
 
 
@@ -168,8 +168,8 @@ class Summed:
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
         return da, da
 
-    def in_order(self, w_hh: Tensor) -> Tensor:
-        return w_hh
+    def in_order(self, w_ih: Tensor) -> Tensor:
+        return w_ih
 
     def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
         return grad
@@ -289,7 +289,7 @@ class GRU:
     """n = tanh(n_i + r*n_h), h' = (h - n)*z + n.
 
     n_i leaves its place in x to n_h, and becomes n in memory of its own. The derivatives stand side by side as those of
-    n_h, r, z, n_i: the first three are of hgates, the last three of igates.
+    n_i, r, z, n_h: the first three are of igates, the last three of hgates.
     """
 
     tapeless = False
@@ -326,7 +326,7 @@ class GRU:
     def derivatives(self, tape: Rows, m: Tensor, before: State, space: Tensor) -> Rows:
         a, n = tape
         r, z, n_h = a.chunk(3, -1)
-        dn_h, dr, dz, dn_i = space.chunk(4, -1)  # all / dh'
+        dn_i, dr, dz, dn_h = space.chunk(4, -1)  # all / dh'
         _tanh_backward(torch.sub(n.new_ones(()), z, out=dn_i), n, grad_input=dn_i)
         torch.mul(dn_i, r, out=dn_h)
         _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)
@@ -335,7 +335,7 @@ class GRU:
 
     def back_views(self, derivatives: Rows) -> Rows:
         da, z = derivatives
-        return da[..., : 3 * z.size(-1)], da.view(*da.shape[:-1], 4, -1), z
+        return da[..., z.size(-1) :], da.view(*da.shape[:-1], 4, -1), z
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         (w, addmm, _), addcmul = dh, torch.addcmul
@@ -349,10 +349,10 @@ class GRU:
 
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
         H = da.size(-1) // 4
-        return da[..., H:], da[..., : 3 * H]
+        return da[..., : 3 * H], da[..., H:]
 
-    def in_order(self, w_hh: Tensor) -> Tensor:
-        return w_hh.roll(w_hh.size(-1), -2)
+    def in_order(self, w_ih: Tensor) -> Tensor:
+        return w_ih.roll(w_ih.size(-2) // 3, -2)
 
     def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
         return grad.roll(-(grad.size(dim) // 3), dim)

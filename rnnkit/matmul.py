@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor repays a call of oneDNN
 WORTH_A_COPY = 16  # products with one weight, from which they repay laying it transposed
+WORTH_PACKING = 4  # or packing it for oneDNN
+FEW_ROWS = 64  # rows of a product that forms a weight's gradient, below which oneDNN takes longer
+LARGE = 2**18  # elements of a weight, from which one or two rows wait for it from memory, however it lies
 WORTH_A_COLUMN = 2**16  # elements of a product, from which its bias goes in as a column
 CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
@@ -91,6 +94,7 @@ def by_onednn(rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
     size = rows * shape[0] * shape[1]
     return (
         size > WORTH_MEASURING
+        and rows > 1  # one waits for the weight from memory, by either library
         and dtype == torch.float32
         and bool(torch.backends.mkldnn.enabled)
         and size > _threshold(torch.get_num_threads())
@@ -124,9 +128,10 @@ def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Callable[[Tens
 
 def repeated(times: int, rows: int, w: Tensor) -> Product:
     """For so many products with w.T, of at most so many rows each."""
-    if by_onednn(rows, w.shape, w.dtype):
+    if times >= WORTH_PACKING and by_onednn(rows, w.shape, w.dtype):
         return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
-    return Product(w.t() if times < WORTH_A_COPY else w.t().contiguous(), torch.addmm, torch.mm)
+    repays = times >= WORTH_A_COPY and (rows > 2 or w.numel() < LARGE)
+    return Product(w.t().contiguous() if repays else w.t(), torch.addmm, torch.mm)
 
 
 def exact(w: Tensor, b: Tensor | None = None) -> Product:
@@ -144,7 +149,8 @@ def gradient(dy: Tensor) -> Gradient:
     copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
 
     def gradient(x: Tensor, total: Tensor | None) -> Tensor:
-        if not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):  # a quarter: copies have to pay, too
+        # A quarter of the rows, for the copies have to pay, too; and for few they never do.
+        if len(dy) < FEW_ROWS or not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):
             return torch.mm(dy.t(), x) if total is None else total.addmm_(dy.t(), x)
         if not copies:
             copies.append(dy.to_mkldnn())

@@ -19,7 +19,8 @@ BATCH_SIZES = [4, 4, 3, 1, 1]
 def product(request, monkeypatch):
     """Small as the tests are, take them through the ways that large sizes go."""
     if request.param == "oneDNN":
-        monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
+        for name in ("WORTH_MEASURING", "WORTH_PACKING", "FEW_ROWS"):
+            monkeypatch.setattr(matmul, name, -1)
         monkeypatch.setattr(matmul, "_threshold", lambda threads: -1.0)
     if request.param in ("oneDNN", "threads"):
         by = {"oneDNN": kernels.FAST, "threads": kernels.FEW._replace(tanh=kernels.in_one_piece(torch.tanh))}
@@ -489,7 +490,7 @@ def test_results_under_no_grad_can_be_trained_on():
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(outputs[0].sum() + output.sum(), [case.input]))
 
 
-@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("rows", [1, 8, 64])
 def test_both_libraries_form_the_same_products(rows, monkeypatch):
     torch.manual_seed(6)
     x, w, b, dy = torch.randn(rows, 48), torch.randn(32, 48), torch.randn(32), torch.randn(rows, 32)
@@ -497,7 +498,8 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
     exact = [dy @ w, product, product + b, product, product + b, product + 1, product, product, product + 2]
     exact += [dy.t() @ x, dy.t() @ (2 * x + 1)]
     for threshold in (float("inf"), -1.0):
-        monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
+        for name in ("WORTH_MEASURING", "WORTH_PACKING", "FEW_ROWS"):
+            monkeypatch.setattr(matmul, name, -1)
         monkeypatch.setattr(matmul, "_threshold", lambda threads, threshold=threshold: threshold)
         results = [matmul.linear(dy, w.t())]
         for bias, out in ((None, None), (b, None), (None, halved.clone()), (b, halved.clone())):
@@ -510,6 +512,7 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
             repeated = matmul.repeated(times, rows, w)
             out = moved.clone()
             assert repeated.addmm(moved, x, repeated.w, out=out) is out
+            assert (repeated.addmm is torch.addmm) == (rows == 1 or threshold > 0)
             results += [out, repeated.mm(x, repeated.w)] if times == 1 else []
         repeated.mm(x, repeated.w, out=out)
         results += [out, repeated.addmm(out, x, repeated.w, out=out.clone()) - out + 2]
@@ -556,15 +559,16 @@ def test_serves_plain_tensors_of_torch_nn_s_equations():
 
 
 def test_pays_for_many_steps_and_for_large_ones():
-    def pays(case):
-        return bptt.pays(case.equation, case.input, case.states, case.weights)
+    def pays(steps, case):
+        return bptt.pays(case.equation, steps, case.states, case.weights)
 
-    assert all(pays(Case(mode, L=12)) for mode in MODES)
-    assert all(pays(Case(mode, L=1, N=64, H=150)) for mode in MODES)
-    assert not any(pays(Case(mode, L=1)) for mode in MODES)
-    own = Case(L=12)
+    for mode in MODES:
+        small, large = Case(mode), Case(mode, N=1024, H=128)
+        assert [pays(steps, small) for steps in (1, 3, 12)] == [False, False, True]
+        assert [pays(steps, large) for steps in (1, 3, 12)] == [False, True, True]
+    own = Case()
     own.equation = Equation(lambda i, h, s: (s, ()), ("i",) * 4, ("h", "c"))
-    assert not pays(own)
+    assert not pays(12, own)
 
 
 def test_serves_nobody_who_looks_into_the_operations():
