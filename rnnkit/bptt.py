@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from . import matmul, recurrence
 from .equations import Equation, State
 from .kernels import EXACT, KERNELS, Rows, arithmetic
-from .matmul import Gradient, Product
+from .matmul import Affine, Gradient, Product
 from .recurrence import Weights
 
 LARGE_STEP = 2**24  # multiplications in a step's product
@@ -123,14 +123,17 @@ class Direction:
         rows = state[0].size(0)
         return Carry(state, () if self.padded else tuple(s[rows:] for s in self.state))
 
-    def first(self, state: State, steps: Sequence[int]) -> State:
-        """Of the rows of a state those of the first of these steps, in this direction's order."""
-        return state if self.padded else tuple(s[: self.ordered(steps)[0]] for s in state)
+    def start(self, state: State, rows: int) -> Carry:
+        """From a state of all rows on, of which the step to come has so many; the others wait."""
+        if self.padded:
+            return Carry(state, ())
+        now, waiting = zip(*(s.tensor_split((rows,)) for s in state), strict=True)
+        return Carry(now, waiting)
 
     def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
         """Write the output. Return the state after the last step and what each span is to keep."""
         kept: list[Kept] = []
-        carry = self.carry(self.first(self.state, self.sizes))
+        carry = self.start(self.state, self.ordered(self.sizes)[0])
         # Nothing here concerns autograd, and calls are cheaper without; but what is kept has to be of its world.
         with nullcontext() if keep else torch.inference_mode():
             self.prepare(keep)
@@ -151,10 +154,12 @@ class Direction:
         self.arithmetic = arithmetic(w_hh.dtype, self.N, self.cells)
         self.whole: Tensor | None = None
         self.space: Tensor | None = None
+        self.affine: Affine
         if self.arithmetic is EXACT:
             self.hgates = matmul.exact(w_hh, b_hh)
             self.project = None if w_hr is None else matmul.exact(w_hr)
-            self.bias, self.b_n = b_ih, None
+            self.b_n = None
+            self.affine = lambda x, _: F.linear(x, w_ih, b_ih)
             # The last bits of a product may depend on how many rows it has: the igates of all spans are one.
             if not self.rewrites:
                 at_once, after = (None, b_ih) if self.bias_after else (b_ih, None)
@@ -175,10 +180,9 @@ class Direction:
             self.space = self.input.new_empty(self.most, self.weights.w_ih.size(0))
 
     def igates(self, span: Span) -> Tensor:
-        x = span.of(self.input)
-        if self.arithmetic is EXACT:
-            return F.linear(x, self.weights.w_ih, self.bias) if self.whole is None else span.of(self.whole)
-        return self.affine(x, None if self.space is None else self.space[: span.rows])
+        if self.whole is not None:
+            return span.of(self.whole)
+        return self.affine(span.of(self.input), None if self.space is None else self.space[: span.rows])
 
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
@@ -253,8 +257,8 @@ class Direction:
         sum_of_da: Tensor | None = None
         pairs = zip(self.state, grad_finals, strict=True)
         grads = tuple(torch.zeros_like(s) if g is None else g.clone() for s, g in pairs)
-        last = self.ordered(self.sizes)[-1]
-        carry = Carry(grads, ()) if self.padded else Carry(*zip(*(g.tensor_split((last,)) for g in grads), strict=True))
+        carry = self.start(grads, self.ordered(self.sizes)[-1])
+        w_x = self.kernel.in_order(self.weights.w_ih).mT if grad_input is not None else None
         for span in reversed(self.spans):
             state, m, tape = kept.pop()
             h = span.of(output)
@@ -270,8 +274,8 @@ class Direction:
 
             da = derivatives[0]
             digates, dhgates = self.kernel.gradients(da)
-            if grad_input is not None:
-                dx, of_span = self.product(digates, self.kernel.in_order(self.weights.w_ih).mT), span.of(grad_input)
+            if grad_input is not None and w_x is not None:
+                dx, of_span = self.product(digates, w_x), span.of(grad_input)
                 of_span.add_(dx) if self.reverse else of_span.copy_(dx)
             of_igates = self.gradient(digates)
             of_hgates = of_igates if dhgates is digates else self.gradient(dhgates)

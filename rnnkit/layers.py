@@ -271,7 +271,7 @@ class RNNBase(nn.Module):
             checks.check_packed(data, batch_sizes)
             if self.mode == "LSTM":
                 sizes = self._state_sizes(N)
-                pair = [data.new_zeros(size) for size in sizes] if hx is None else hx
+                pair = [data.new_empty(size) for size in sizes] if hx is None else hx  # whose sizes alone are looked at
                 checks.check_packed_pair(data, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
         checks.check_hx_dtype(data if hx is None else self._tuple(hx)[0], w_hh, b_hh)
 
@@ -282,9 +282,8 @@ class RNNBase(nn.Module):
             return
         sizes = self._state_sizes(self._batch(input, batch_sizes) if N is None else N)
         for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
-            if state.size() != size:
-                name = "hidden size" if len(sizes) == 1 else f"hidden[{k}] size"
-                self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
+            name = "hidden size" if len(sizes) == 1 else f"hidden[{k}] size"
+            self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The size of h_0, (D*num_layers, N, H_out)."""

@@ -31,6 +31,7 @@ OPERATORS = [
 ]
 
 
+Affine: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -106,7 +107,7 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return _onednn(x, w) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w)
 
 
-def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
+def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     """The function (x, out) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
     written to out, if that is given."""
     if by_onednn(rows, w.shape, w.dtype):
