@@ -32,7 +32,10 @@ from .matmul import Affine, Gradient, Product
 from .recurrence import Weights
 
 LARGE_STEP = 2**24  # multiplications in a step's product
-ELEMENTS = 2**19  # of a span's gates: by measurement: its products run at nearly full rate, and it takes little memory
+#: How large a span's gates are, by measurement. Its products are to run at nearly full rate, with what each of them
+#: costs for its weight alone, and what a step leaves is to be in cache for as long as the span lasts.
+ELEMENTS = 2**19  # at least
+WEIGHTS = 2  # and so many times the larger weight
 
 
 class Span(NamedTuple):
@@ -110,7 +113,8 @@ class Direction:
         self.bias_after, self.padded = bias_after, sizes[0] == sizes[-1] == self.N
         self.cells = gates // len(equation.gates)  # H_cell
         self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
-        steps = ELEMENTS * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
+        elements = max(ELEMENTS, WEIGHTS * max(weights.w_ih.numel(), weights.w_hh.numel()))
+        steps = elements * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
         in_time = spans(sizes, checkpoint_every if checkpoint_every and self.rewrites else steps)
         self.spans, self.most = self.ordered(in_time), in_time[0].rows  # no span has more, as sizes only fall
 
@@ -175,23 +179,28 @@ class Direction:
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
-        self.affine = matmul.affine(len(self.input), self.most, self.weights.w_ih, self.bias)
+        self.affine = matmul.affine(self.most, self.weights.w_ih, self.bias)
         if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
             self.space = self.input.new_empty(self.most, self.weights.w_ih.size(0))
 
-    def igates(self, span: Span) -> Tensor:
+    def igates(self, span: Span, out: Tensor | None) -> Tensor:
+        """Of the span's rows, in `out` if that is given and saves time."""
         if self.whole is not None:
             return span.of(self.whole)
-        return self.affine(span.of(self.input), None if self.space is None else self.space[: span.rows])
+        if out is None and self.space is not None:
+            out = self.space[: span.rows]
+        return self.affine(span.of(self.input), out)
 
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        x = self.igates(span)
-        tape = self.kernel.tape(x, self.bias_of_n(span), output.size(0) if keep else self.N)
-        m = output.new_empty(*output.shape[:-1], self.cells) if self.project else output
+        rows = output.size(0) if keep else self.N  # where nothing is kept, all steps share what they write on
+        m = output.new_empty(rows, *output.shape[1:-1], self.cells) if self.project else output
+        x = self.igates(span, m if self.kernel.in_place and not self.project else None)
+        spare = None if keep or self.arithmetic is EXACT else m
+        tape = self.kernel.tape(x, self.bias_of_n(span), rows, spare)
         with torch.inference_mode() if keep else nullcontext():  # else it is on already
-            steps = iter(self.steps(span, (output, m, *self.kernel.views(x, tape))))
+            steps = iter(self.steps(span, (output, m, *self.kernel.views(x, tape, spare))))
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
                     carry.resize(n), islice(steps, stretch), self.hgates, self.project, self.arithmetic
@@ -383,7 +392,7 @@ class Both(Direction):
     def prepare_igates(self, keep: bool) -> None:
         pass
 
-    def igates(self, span: Span) -> Tensor:
+    def igates(self, span: Span, out: Tensor | None) -> Tensor:
         return self.product(span.of(self.input), self.weights.w_ih, self.bias)
 
     def product(self, rows: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:

@@ -38,13 +38,18 @@ class Arithmetic(NamedTuple):
     """The operations on which speed and bit-identity part."""
 
     tanh: Callable[..., Tensor]  # tanh(a, out=)
-    sigmoid_: Callable[..., object]  # sigmoid_(whole, *parts): of these parts of it at least
+    sigmoid_: Callable[..., object]  # sigmoid_(whole, few, each): of these parts of it at least, taken in few or each
     addcmul_: Callable[..., Tensor]  # addcmul_(a, b, c): a += b*c
     lerp: Callable[..., Tensor]  # lerp(a, b, w, out=): (b - a)*w + a
 
 
-def _sigmoid_parts_(_: Tensor, *parts: Tensor) -> None:
-    for part in parts:
+def _sigmoid_of_few_(_: Tensor, few: Rows, __: Rows) -> None:
+    for part in few:
+        part.sigmoid_()
+
+
+def _sigmoid_of_each_(_: Tensor, __: Rows, each: Rows) -> None:
+    for part in each:
         part.sigmoid_()
 
 
@@ -75,11 +80,13 @@ def in_one_piece(tanh: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 #: ATen's operations in ATen's order.
-EXACT = Arithmetic(torch.tanh, _sigmoid_parts_, lambda a, b, c: a.add_(b * c), _lerp)
+EXACT = Arithmetic(torch.tanh, _sigmoid_of_each_, lambda a, b, c: a.add_(b * c), _lerp)
 #: As few calls as possible.
 FEW = Arithmetic(torch.tanh, lambda whole, *_: whole.sigmoid_(), Tensor.addcmul_, torch.lerp)
-#: As little time an element as possible.
-FAST = FEW._replace(tanh=tanh_by_expm1)
+#: As few elements as possible.
+SPARING = FEW._replace(sigmoid_=_sigmoid_of_few_)
+#: And as little time an element as possible.
+FAST = SPARING._replace(tanh=tanh_by_expm1)
 
 
 @cache
@@ -95,7 +102,9 @@ def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
     """What to compute with where a gate has so many rows of so many elements in a step."""
     if dtype != torch.float32:
         return EXACT
-    by = FAST if rows * cells >= 2**12 and _expm1_pays() else FEW
+    by = FEW
+    if rows * cells >= 2**12:
+        by = FAST if _expm1_pays() else SPARING
     # Of up to 2048 elements one thread sees to the tanh, and few long rows are done before they are copied.
     divided = rows * cells > 2**11 and cells < 512 and torch.get_num_threads() > 1
     return by._replace(tanh=in_one_piece(by.tanh)) if divided else by
@@ -103,6 +112,7 @@ def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
 
 class Kernel(Protocol):
     tapeless: bool  # the derivatives need the output, but no tape
+    in_place: bool  # igates may stand where the output before projection goes
     derived: int  # the space that derivatives take, in H
     pays_from: int  # small steps, by measurement; fewer are faster on the readable path
 
@@ -110,13 +120,13 @@ class Kernel(Protocol):
         """What to add to igates, where hgates come without b_hh and `tape` sees to the rest of it."""
         ...
 
-    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int, spare: Tensor | None) -> Rows:
         """a, which takes the pre-activations, and more; c' last, if there is one. It has so many rows: all of x where
         the derivatives are to see it, or those of one step, which all steps then share. x, the igates (S, G*H), may
-        become part of it."""
+        become part of it; and so may what is spare, if anything is: m, for as long as a step has not written it."""
         ...
 
-    def views(self, x: Tensor, tape: Rows) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
         """What `forward` wants to see of x and of the tape at each step."""
         ...
 
@@ -176,19 +186,20 @@ class Summed:
 
 
 class RNN(Summed):
-    """h' = tanh(a) or relu(a)."""
+    """h' = tanh(a) or relu(a), all three in one place."""
 
     tapeless = True
+    in_place = True
     derived = 1
     pays_from = 12
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
 
-    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int, spare: Tensor | None) -> Rows:
         return ()
 
-    def views(self, x: Tensor, tape: Rows) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
         return (x,)
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
@@ -225,27 +236,29 @@ class RNN(Summed):
 
 
 class LSTM(Summed):
-    """c' = f*c + i*g, h' = o*tanh(c'). On the tape tanh(c') takes the place of g's pre-activation."""
+    """c' = f*c + i*g, h' = o*tanh(c'). On the tape tanh(c') takes the place of g's pre-activation, else that of h'."""
 
     tapeless = False
+    in_place = False
     derived = 5
     pays_from = 5
 
-    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int, spare: Tensor | None) -> Rows:
         shape = rows, *x.shape[1:-1], x.size(-1) // 4
         return shared(x, rows), x.new_empty(shape), x.new_empty(shape)
 
-    def views(self, x: Tensor, tape: Rows) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
         a, g, c_next = tape
-        return x, a, *a.chunk(4, -1), g, c_next
+        i, f, a_g, o = a.chunk(4, -1)
+        return x, a, a[..., : 2 * g.size(-1)], i, f, a_g, o, g, c_next, a_g if spare is None else spare
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
         (w, addmm, _), (tanh, sigmoid_, addcmul_, _), mul = hgates, by, torch.mul
         h, c = state
-        for y, m, x, a, i, f, tc, o, g, c_next in steps:
+        for y, m, x, a, i_f, i, f, a_g, o, g, c_next, tc in steps:
             addmm(x, h, w, out=a)
-            tanh(tc, out=g)
-            sigmoid_(a, i, f, o)
+            tanh(a_g, out=g)
+            sigmoid_(a, (i_f, o), (i, f, o))
             mul(f, c, out=c_next)
             addcmul_(c_next, i, g)
             tanh(c_next, out=tc)
@@ -293,6 +306,7 @@ class GRU:
     """
 
     tapeless = False
+    in_place = False
     derived = 4
     pays_from = 5
 
@@ -301,14 +315,14 @@ class GRU:
         bias[..., :rz].add_(b_hh[..., :rz])
         return bias
 
-    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int) -> Rows:
+    def tape(self, x: Tensor, b_hh: Tensor | None, rows: int, spare: Tensor | None) -> Rows:
         rz = x.size(-1) // 3 * 2
         n_h = x[..., rz:]
-        n = n_h.clone(memory_format=torch.contiguous_format)
+        n = n_h.clone(memory_format=torch.contiguous_format) if spare is None else spare.copy_(n_h)
         n_h.copy_(b_hh[..., rz:]) if b_hh is not None else n_h.zero_()
         return shared(x, rows), n
 
-    def views(self, x: Tensor, tape: Rows) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
         a, n = tape
         return x, a, a[..., : 2 * n.size(-1)], *a.chunk(3, -1), n
 
@@ -317,7 +331,7 @@ class GRU:
         (h,) = state
         for y, _, x, a, rz, r, z, n_h, n in steps:
             addmm(x, h, w, out=a)
-            sigmoid_(rz, r, z)
+            sigmoid_(rz, (rz,), (r, z))
             addcmul_(n, r, n_h)
             tanh(n, out=n)
             h = lerp(n, h, z, out=y)

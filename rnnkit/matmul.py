@@ -21,7 +21,6 @@ WORTH_A_COPY = 16  # products with one weight, from which they repay laying it t
 WORTH_PACKING = 4  # or packing it for oneDNN
 FEW_ROWS = 64  # rows of a product that forms a weight's gradient, below which oneDNN takes longer
 LARGE = 2**18  # elements of a weight, from which one or two rows wait for it from memory, however it lies
-WORTH_A_COLUMN = 2**16  # elements of a product, from which its bias goes in as a column
 CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
 OPERATORS = [
@@ -107,24 +106,15 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return _onednn(x, w) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w)
 
 
-def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
-    """The function (x, out) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
-    written to out, if that is given."""
+def affine(rows: int, w: Tensor, b: Tensor | None) -> Affine:
+    """The function (x, out) -> x @ w.T + b for calls with at most so many rows. It may write to out, if that is
+    given."""
     if by_onednn(rows, w.shape, w.dtype):
-        return lambda x, out: _onednn(x, w, b) if out is None else out.copy_(_onednn(x, w, b))
+        return lambda x, _: _onednn(x, w, b)
     if b is None:
         return lambda x, out: torch.mm(x, w.t(), out=out)
-    if rows * w.size(0) < WORTH_A_COLUMN or total < 4 * w.size(1):
-        return lambda x, out: torch.addmm(b, x, w.t(), out=out)
-    # MKL has the bias written to every row first. As a weight of a further column, of ones, it costs less.
-    w_b, x_1 = torch.cat((w, b.unsqueeze(1)), 1), w.new_empty(rows, w.size(1) + 1)
-    x_1[:, -1] = 1
-
-    def affine(x: Tensor, out: Tensor | None) -> Tensor:
-        x_1[: len(x), :-1] = x
-        return torch.mm(x_1[: len(x)], w_b.t(), out=out)
-
-    return affine
+    # MKL would have the bias written to every row first, and read again.
+    return lambda x, out: torch.mm(x, w.t(), out=out).add_(b)
 
 
 def repeated(times: int, rows: int, w: Tensor) -> Product:

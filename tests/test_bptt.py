@@ -28,10 +28,10 @@ def product(request, monkeypatch):
         monkeypatch.setattr(bptt, "arithmetic", lambda dtype, *_: float32 if dtype == torch.float32 else kernels.EXACT)
     if request.param == "large":
         monkeypatch.setattr(matmul, "WORTH_A_COPY", 0)
-        monkeypatch.setattr(matmul, "WORTH_A_COLUMN", 0)
         monkeypatch.setattr(kernels, "COPIED", 0)
     if request.param == "many spans":
         monkeypatch.setattr(bptt, "ELEMENTS", 5 * 4 * 6)
+        monkeypatch.setattr(bptt, "WEIGHTS", 0)
 
 
 class Case:
@@ -132,6 +132,20 @@ def test_float32_is_the_readable_path_to_rounding(options, product):
     assert all(close(a, b, 5e-6) for a, b in zip(case.gradients(fast), case.gradients(readable), strict=True))
     with torch.no_grad():
         assert all(close(a, b, 2e-6) for a, b in zip(case.run(), readable, strict=True))
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_an_rnn_s_igates_become_its_output(graded, monkeypatch):
+    case, igates, affine = Case("RNN_TANH", dtype=torch.float32), [], matmul.affine
+
+    def watched(*args):
+        product = affine(*args)
+        return lambda x, out: (igates.append(product(x, out)), igates[-1])[1]
+
+    monkeypatch.setattr(matmul, "affine", watched)
+    with torch.set_grad_enabled(graded):
+        output, *_ = case.run()
+    assert [t.data_ptr() for t in igates] == [output.data_ptr()]
 
 
 KINDS = {
@@ -503,11 +517,9 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
         monkeypatch.setattr(matmul, "_threshold", lambda threads, threshold=threshold: threshold)
         results = [matmul.linear(dy, w.t())]
         for bias, out in ((None, None), (b, None), (None, halved.clone()), (b, halved.clone())):
-            for column in (0, 2**30):  # the bias as a column of the weight, or by itself
-                monkeypatch.setattr(matmul, "WORTH_A_COLUMN", column)
-                result = matmul.affine(1000, rows, w, bias)(x, out)
-                assert out is None or result.data_ptr() == out.data_ptr()
-            results.append(result)
+            results.append(matmul.affine(rows, w, bias)(x, out))
+            by_mkl = out is not None and (threshold > 0 or rows == 1)
+            assert not by_mkl or results[-1].data_ptr() == out.data_ptr()
         for times in (1, 100):
             repeated = matmul.repeated(times, rows, w)
             out = moved.clone()
