@@ -16,6 +16,7 @@ Packed rows are the general case: of S rows step t has sizes[t], and in a padded
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 from . import matmul, recurrence
 from .equations import Equation, State
 from .kernels import EXACT, KERNELS, Rows, arithmetic
-from .matmul import Affine, Gradient, Product
+from .matmul import Affine, Gradient, Product, Room
 from .recurrence import Weights
 
 LARGE_STEP = 2**24  # multiplications in a step's product
@@ -157,13 +158,14 @@ class Direction:
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
         self.arithmetic = arithmetic(w_hh.dtype, self.N, self.cells)
         self.whole: Tensor | None = None
-        self.space: Tensor | None = None
         self.affine: Affine
+        self.room: Room
         if self.arithmetic is EXACT:
             self.hgates = matmul.exact(w_hh, b_hh)
             self.project = None if w_hr is None else matmul.exact(w_hr)
             self.b_n = None
             self.affine = lambda x, _: F.linear(x, w_ih, b_ih)
+            self.room = self.input.new_empty  # nobody asks for it
             # The last bits of a product may depend on how many rows it has: the igates of all spans are one.
             if not self.rewrites:
                 at_once, after = (None, b_ih) if self.bias_after else (b_ih, None)
@@ -179,17 +181,19 @@ class Direction:
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
-        self.affine = matmul.affine(self.most, self.weights.w_ih, self.bias)
-        if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
-            self.space = self.input.new_empty(self.most, self.weights.w_ih.size(0))
+        w_ih, w_hh = self.weights[:2]
+        self.affine = matmul.affine(len(self.input), self.most, w_ih, self.bias)
+        new = matmul.spread if w_hh.numel() >= matmul.LARGE else Tensor.new_empty  # hgates will be added to them there
+        self.room = lambda rows: new(self.input, rows, w_ih.size(0))
+        if not keep:  # those of all spans go to the same memory
+            space = cache(lambda: new(self.input, self.most, w_ih.size(0)))
+            self.room = lambda rows: space()[:rows]
 
     def igates(self, span: Span, out: Tensor | None) -> Tensor:
         """Of the span's rows, in `out` if that is given and saves time."""
         if self.whole is not None:
             return span.of(self.whole)
-        if out is None and self.space is not None:
-            out = self.space[: span.rows]
-        return self.affine(span.of(self.input), out)
+        return self.affine(span.of(self.input), self.room if out is None else lambda _: out)
 
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
@@ -306,7 +310,7 @@ class Direction:
         """What all spans share on their way back."""
         _, w_hh, _, _, w_hr = self.weights
         self.nothing = torch.zeros_like(self.state[0])
-        self.derived = w_hh.new_empty(self.most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
+        self.derived = matmul.spread(w_hh, self.most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
         self.dh = self.repeated(w_hh.mT)
         self.unproject = None if w_hr is None else self.repeated(w_hr.mT)
 

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor repays a call of oneDNN
 WORTH_A_COPY = 16  # products with one weight, from which they repay laying it transposed
 WORTH_PACKING = 4  # or packing it for oneDNN
+MANY_ROWS = 2**10  # of all products with one weight, from which they repay spreading it
 FEW_ROWS = 64  # rows of a product that forms a weight's gradient, below which oneDNN takes longer
 LARGE = 2**18  # elements of a weight, from which one or two rows wait for it from memory, however it lies
+BLOCK = 32  # rows of such a weight that are transposed at a time, and stay in cache for as long
 CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
 OPERATORS = [
@@ -30,7 +32,8 @@ OPERATORS = [
 ]
 
 
-Affine: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+Room: TypeAlias = Callable[[int], Tensor]
+Affine: TypeAlias = Callable[[Tensor, Room], Tensor]
 Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -106,23 +109,47 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return _onednn(x, w) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w)
 
 
-def affine(rows: int, w: Tensor, b: Tensor | None) -> Affine:
-    """The function (x, out) -> x @ w.T + b for calls with at most so many rows. It may write to out, if that is
-    given."""
+def spread(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor of like's kind, whose rows take an odd number of cache lines: what lies a large power of two
+    apart, or a multiple of it, meets in few places of a cache, and drives each other out when MKL reads columns."""
+    line = 64 // like.element_size()
+    return like.new_empty(*shape[:-1], (-(-shape[-1] // line) | 1) * line)[..., : shape[-1]]
+
+
+def for_many(rows: int, w: Tensor) -> Tensor:
+    """w, as products with so many rows in total had best find it."""
+    return spread(w, *w.shape).copy_(w) if rows >= MANY_ROWS else w
+
+
+def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
+    """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
+    written to room(len(x)), or to memory of its own if that takes less time."""
     if by_onednn(rows, w.shape, w.dtype):
         return lambda x, _: _onednn(x, w, b)
+    w_t = for_many(total, w).t()
     if b is None:
-        return lambda x, out: torch.mm(x, w.t(), out=out)
+        return lambda x, room: torch.mm(x, w_t, out=room(len(x)))
     # MKL would have the bias written to every row first, and read again.
-    return lambda x, out: torch.mm(x, w.t(), out=out).add_(b)
+    return lambda x, room: torch.mm(x, w_t, out=room(len(x))).add_(b)
+
+
+def transposed(w: Tensor) -> Tensor:
+    """w.T, laid in memory for MKL to read again and again."""
+    if w.numel() < LARGE:
+        return w.t().contiguous()
+    w_t = spread(w, w.size(1), w.size(0))
+    for part, block in zip(torch.split(w_t, BLOCK, 1), torch.split(w, BLOCK), strict=True):
+        part.copy_(block.t())
+    return w_t
 
 
 def repeated(times: int, rows: int, w: Tensor) -> Product:
     """For so many products with w.T, of at most so many rows each."""
     if times >= WORTH_PACKING and by_onednn(rows, w.shape, w.dtype):
         return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
-    repays = times >= WORTH_A_COPY and (rows > 2 or w.numel() < LARGE)
-    return Product(w.t().contiguous() if repays else w.t(), torch.addmm, torch.mm)
+    worth = 2 * WORTH_A_COPY if w.t().is_contiguous() else WORTH_A_COPY  # it gains less where it is transposed as it is
+    repays = times >= worth and (rows > 2 or w.numel() < LARGE)
+    return Product(transposed(w) if repays else w.t(), torch.addmm, torch.mm)
 
 
 def exact(w: Tensor, b: Tensor | None = None) -> Product:
