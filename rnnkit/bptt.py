@@ -183,7 +183,7 @@ class Direction:
     def prepare_igates(self, keep: bool) -> None:
         w_ih, w_hh = self.weights[:2]
         self.affine = matmul.affine(len(self.input), self.most, w_ih, self.bias)
-        new = matmul.spread if w_hh.numel() >= matmul.LARGE else Tensor.new_empty  # hgates will be added to them there
+        new = matmul.spread if w_hh.numel() > matmul.LARGE else Tensor.new_empty  # hgates will be added to them there
         self.room = lambda rows: new(self.input, rows, w_ih.size(0))
         if not keep:  # those of all spans go to the same memory
             space = cache(lambda: new(self.input, self.most, w_ih.size(0)))

@@ -21,7 +21,7 @@ WORTH_A_COPY = 16  # products with one weight, from which they repay laying it t
 WORTH_PACKING = 4  # or packing it for oneDNN
 MANY_ROWS = 2**10  # of all products with one weight, from which they repay spreading it
 FEW_ROWS = 64  # rows of a product that forms a weight's gradient, below which oneDNN takes longer
-LARGE = 2**18  # elements of a weight, from which one or two rows wait for it from memory, however it lies
+LARGE = 2**18  # elements of a weight, above which one or two rows wait for it from memory, however it lies
 BLOCK = 32  # rows of such a weight that are transposed at a time, and stay in cache for as long
 CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
@@ -135,7 +135,7 @@ def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
 
 def transposed(w: Tensor) -> Tensor:
     """w.T, laid in memory for MKL to read again and again."""
-    if w.numel() < LARGE:
+    if w.numel() <= LARGE:
         return w.t().contiguous()
     w_t = spread(w, w.size(1), w.size(0))
     for part, block in zip(torch.split(w_t, BLOCK, 1), torch.split(w, BLOCK), strict=True):
@@ -148,7 +148,7 @@ def repeated(times: int, rows: int, w: Tensor) -> Product:
     if times >= WORTH_PACKING and by_onednn(rows, w.shape, w.dtype):
         return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
     worth = 2 * WORTH_A_COPY if w.t().is_contiguous() else WORTH_A_COPY  # it gains less where it is transposed as it is
-    repays = times >= worth and (rows > 2 or w.numel() < LARGE)
+    repays = times >= worth and (rows > 2 or w.numel() <= LARGE)
     return Product(transposed(w) if repays else w.t(), torch.addmm, torch.mm)
 
 
