@@ -17,7 +17,7 @@ Packed rows are the general case: of S rows step t has sizes[t], and in a padded
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -159,13 +159,12 @@ class Direction:
         self.arithmetic = arithmetic(w_hh.dtype, self.N, self.cells)
         self.whole: Tensor | None = None
         self.affine: Affine
-        self.room: Room
+        self.room: Room = lambda _: None
         if self.arithmetic is EXACT:
             self.hgates = matmul.exact(w_hh, b_hh)
             self.project = None if w_hr is None else matmul.exact(w_hr)
             self.b_n = None
             self.affine = lambda x, _: F.linear(x, w_ih, b_ih)
-            self.room = self.input.new_empty  # nobody asks for it
             # The last bits of a product may depend on how many rows it has: the igates of all spans are one.
             if not self.rewrites:
                 at_once, after = (None, b_ih) if self.bias_after else (b_ih, None)
@@ -183,11 +182,13 @@ class Direction:
     def prepare_igates(self, keep: bool) -> None:
         w_ih, w_hh = self.weights[:2]
         self.affine = matmul.affine(len(self.input), self.most, w_ih, self.bias)
-        new = matmul.spread if w_hh.numel() > matmul.LARGE else Tensor.new_empty  # hgates will be added to them there
-        self.room = lambda rows: new(self.input, rows, w_ih.size(0))
-        if not keep:  # those of all spans go to the same memory
+        large = w_hh.numel() > matmul.LARGE  # then hgates are added to rows that are spread, or it takes longer
+        new = matmul.spread if large else Tensor.new_empty
+        if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
             space = cache(lambda: new(self.input, self.most, w_ih.size(0)))
             self.room = lambda rows: space()[:rows]
+        elif large:
+            self.room = lambda rows: new(self.input, rows, w_ih.size(0))
 
     def igates(self, span: Span, out: Tensor | None) -> Tensor:
         """Of the span's rows, in `out` if that is given and saves time."""
@@ -214,18 +215,18 @@ class Direction:
     def steps(self, span: Span, tensors: Rows) -> Sequence[Rows]:
         """For each step, in this direction's order, its parts of the tensors. Those of one tensor are the same objects
         wherever it occurs: by that torch knows to work in place."""
-        parts: dict[int, Sequence[Tensor]] = {}
+        parts: dict[int, Iterable[Tensor]] = {}
         for rows in tensors:
             if id(rows) not in parts:
                 parts[id(rows)] = self.parts(span, rows)
-        return self.ordered(tuple(zip(*[parts[id(rows)] for rows in tensors], strict=True)))
+        return self.ordered(tuple(zip(*[parts[id(rows)] for rows in tensors], strict=False)))
 
-    def parts(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
+    def parts(self, span: Span, rows: Tensor) -> Iterable[Tensor]:
         """For each step, in the order of time, its part of the rows; of fewer than the span has, the same each time."""
-        if rows.size(0) == span.rows:
+        if rows.shape[0] == span.rows:
             return rows.unsafe_split_with_sizes(span.sizes)
         if self.padded:
-            return [rows] * len(span.sizes)
+            return repeat(rows)
         part = {n: rows[:n] for n in set(span.sizes)}
         return [part[n] for n in span.sizes]
 

@@ -21,7 +21,7 @@ WORTH_A_COPY = 16  # products with one weight, from which they repay laying it t
 WORTH_PACKING = 4  # or packing it for oneDNN
 MANY_ROWS = 2**10  # of all products with one weight, from which they repay spreading it
 FEW_ROWS = 64  # rows of a product that forms a weight's gradient, below which oneDNN takes longer
-LARGE = 2**18  # elements of a weight, above which one or two rows wait for it from memory, however it lies
+LARGE = 2**18  # elements of a weight, above which it comes from memory rather than from a cache nearby
 BLOCK = 32  # rows of such a weight that are transposed at a time, and stay in cache for as long
 CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
@@ -32,7 +32,7 @@ OPERATORS = [
 ]
 
 
-Room: TypeAlias = Callable[[int], Tensor]
+Room: TypeAlias = Callable[[int], Tensor | None]
 Affine: TypeAlias = Callable[[Tensor, Room], Tensor]
 Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -123,7 +123,7 @@ def for_many(rows: int, w: Tensor) -> Tensor:
 
 def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
-    written to room(len(x)), or to memory of its own if that takes less time."""
+    written to room(len(x)), or to memory of its own where there is none or that takes less time."""
     if by_onednn(rows, w.shape, w.dtype):
         return lambda x, _: _onednn(x, w, b)
     w_t = for_many(total, w).t()
@@ -147,9 +147,12 @@ def repeated(times: int, rows: int, w: Tensor) -> Product:
     """For so many products with w.T, of at most so many rows each."""
     if times >= WORTH_PACKING and by_onednn(rows, w.shape, w.dtype):
         return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
-    worth = 2 * WORTH_A_COPY if w.t().is_contiguous() else WORTH_A_COPY  # it gains less where it is transposed as it is
-    repays = times >= worth and (rows > 2 or w.numel() <= LARGE)
-    return Product(transposed(w) if repays else w.t(), torch.addmm, torch.mm)
+    w_t = w.t()
+    # It gains less where it is transposed as it is. One or two rows wait for a large one, however it lies.
+    worth = 2 * WORTH_A_COPY if w_t.is_contiguous() else WORTH_A_COPY
+    if times >= worth and (rows > 2 or w.numel() <= LARGE):
+        w_t = transposed(w)
+    return Product(w_t, torch.addmm, torch.mm)
 
 
 def exact(w: Tensor, b: Tensor | None = None) -> Product:
