@@ -27,7 +27,9 @@ def product(request, monkeypatch):
         float32 = by[request.param]
         monkeypatch.setattr(bptt, "arithmetic", lambda dtype, *_: float32 if dtype == torch.float32 else kernels.EXACT)
     if request.param == "large":
-        monkeypatch.setattr(matmul, "WORTH_A_COPY", 0)
+        for name in ("WORTH_A_COPY", "MANY_ROWS", "LARGE"):
+            monkeypatch.setattr(matmul, name, 0)
+        monkeypatch.setattr(matmul, "BLOCK", 5)
         monkeypatch.setattr(kernels, "COPIED", 0)
     if request.param == "many spans":
         monkeypatch.setattr(bptt, "ELEMENTS", 5 * 4 * 6)
@@ -502,6 +504,21 @@ def test_results_under_no_grad_can_be_trained_on():
     case.states = [tuple(state)]
     outputs = case.run()
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(outputs[0].sum() + output.sum(), [case.input]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 16), (33, 48), (100, 512), (650, 1030)])
+def test_rows_of_a_large_weight_take_an_odd_number_of_cache_lines(shape, dtype, monkeypatch):
+    torch.manual_seed(7)
+    w = torch.randn(shape, dtype=dtype)
+    assert torch.equal(matmul.transposed(w), w.t())
+    assert torch.equal(matmul.for_many(matmul.MANY_ROWS, w), w)
+    assert matmul.for_many(matmul.MANY_ROWS - 1, w) is w
+    monkeypatch.setattr(matmul, "LARGE", 0)
+    assert torch.equal(matmul.transposed(w), w.t())
+    for spread in matmul.transposed(w), matmul.transposed(w.t()), matmul.for_many(matmul.MANY_ROWS, w):
+        lines, rest = divmod(spread.stride(0) * w.element_size(), 64)
+        assert (rest, lines % 2, spread.stride(1)) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64])
