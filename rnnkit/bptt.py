@@ -17,7 +17,7 @@ Packed rows are the general case: of S rows step t has sizes[t], and in a padded
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from itertools import groupby, islice, repeat
+from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -184,11 +184,15 @@ class Direction:
         self.affine = matmul.affine(len(self.input), self.most, w_ih, self.bias)
         large = w_hh.numel() > matmul.LARGE  # then hgates are added to rows that are spread, or it takes longer
         new = matmul.spread if large else Tensor.new_empty
+
+        def room(rows: int) -> Tensor:
+            return new(self.input, rows, w_ih.size(0))
+
         if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
-            space = cache(lambda: new(self.input, self.most, w_ih.size(0)))
-            self.room = lambda rows: space()[:rows]
+            once = cache(room)
+            self.room = lambda rows: once(self.most)[:rows]
         elif large:
-            self.room = lambda rows: new(self.input, rows, w_ih.size(0))
+            self.room = room
 
     def igates(self, span: Span, out: Tensor | None) -> Tensor:
         """Of the span's rows, in `out` if that is given and saves time."""
@@ -201,7 +205,7 @@ class Direction:
         if it was projected, and the tape."""
         rows = output.size(0) if keep else self.N  # where nothing is kept, all steps share what they write on
         m = output.new_empty(rows, *output.shape[1:-1], self.cells) if self.project else output
-        x = self.igates(span, m if self.kernel.in_place and not self.project else None)
+        x = self.igates(span, output if self.kernel.tapeless and not self.project else None)
         spare = None if keep or self.arithmetic is EXACT else m
         tape = self.kernel.tape(x, self.bias_of_n(span), rows, spare)
         with torch.inference_mode() if keep else nullcontext():  # else it is on already
@@ -215,18 +219,18 @@ class Direction:
     def steps(self, span: Span, tensors: Rows) -> Sequence[Rows]:
         """For each step, in this direction's order, its parts of the tensors. Those of one tensor are the same objects
         wherever it occurs: by that torch knows to work in place."""
-        parts: dict[int, Iterable[Tensor]] = {}
+        parts: dict[int, Sequence[Tensor]] = {}
         for rows in tensors:
             if id(rows) not in parts:
                 parts[id(rows)] = self.parts(span, rows)
-        return self.ordered(tuple(zip(*[parts[id(rows)] for rows in tensors], strict=False)))
+        return self.ordered(tuple(zip(*[parts[id(rows)] for rows in tensors], strict=True)))
 
-    def parts(self, span: Span, rows: Tensor) -> Iterable[Tensor]:
+    def parts(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
         """For each step, in the order of time, its part of the rows; of fewer than the span has, the same each time."""
         if rows.shape[0] == span.rows:
             return rows.unsafe_split_with_sizes(span.sizes)
         if self.padded:
-            return repeat(rows)
+            return [rows] * len(span.sizes)
         part = {n: rows[:n] for n in set(span.sizes)}
         return [part[n] for n in span.sizes]
 

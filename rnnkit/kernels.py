@@ -111,8 +111,7 @@ def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
 
 
 class Kernel(Protocol):
-    tapeless: bool  # the derivatives need the output, but no tape
-    in_place: bool  # igates may stand where the output before projection goes
+    tapeless: bool  # the derivatives need the output, but no tape: igates may stand where the output goes
     derived: int  # the space that derivatives take, in H
     pays_from: int  # small steps, by measurement; fewer are faster on the readable path
 
@@ -189,7 +188,6 @@ class RNN(Summed):
     """h' = tanh(a) or relu(a), all three in one place."""
 
     tapeless = True
-    in_place = True
     derived = 1
     pays_from = 12
 
@@ -239,7 +237,6 @@ class LSTM(Summed):
     """c' = f*c + i*g, h' = o*tanh(c'). On the tape tanh(c') takes the place of g's pre-activation, else that of h'."""
 
     tapeless = False
-    in_place = False
     derived = 5
     pays_from = 5
 
@@ -306,7 +303,6 @@ class GRU:
     """
 
     tapeless = False
-    in_place = False
     derived = 4
     pays_from = 5
 
