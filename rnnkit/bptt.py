@@ -209,7 +209,7 @@ class Direction:
         spare = None if keep or self.arithmetic is EXACT else m
         tape = self.kernel.tape(x, self.bias_of_n(span), rows, spare)
         with torch.inference_mode() if keep else nullcontext():  # else it is on already
-            steps = iter(self.steps(span, (output, m, *self.kernel.views(x, tape, spare))))
+            steps = iter(self.steps(span, (output, m, *self.kernel.views(x, tape, spare, self.arithmetic))))
             for n, stretch in self.stretches(span):
                 carry.state = self.kernel.forward(
                     carry.resize(n), islice(steps, stretch), self.hgates, self.project, self.arithmetic

@@ -15,7 +15,7 @@ In the loops a step is one product and few small operations, each a call from Py
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,19 +38,11 @@ class Arithmetic(NamedTuple):
     """The operations on which speed and bit-identity part."""
 
     tanh: Callable[..., Tensor]  # tanh(a, out=)
-    sigmoid_: Callable[..., object]  # sigmoid_(whole, few, each): of these parts of it at least, taken in few or each
+    sigmoid: Literal[
+        "whole", "few", "each"
+    ]  # of all gates in one call, of those that want it in few, of each by itself
     addcmul_: Callable[..., Tensor]  # addcmul_(a, b, c): a += b*c
     lerp: Callable[..., Tensor]  # lerp(a, b, w, out=): (b - a)*w + a
-
-
-def _sigmoid_of_few_(_: Tensor, few: Rows, __: Rows) -> None:
-    for part in few:
-        part.sigmoid_()
-
-
-def _sigmoid_of_each_(_: Tensor, __: Rows, each: Rows) -> None:
-    for part in each:
-        part.sigmoid_()
 
 
 def _lerp(a: Tensor, b: Tensor, w: Tensor, out: Tensor) -> Tensor:
@@ -80,11 +72,11 @@ def in_one_piece(tanh: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 #: ATen's operations in ATen's order.
-EXACT = Arithmetic(torch.tanh, _sigmoid_of_each_, lambda a, b, c: a.add_(b * c), _lerp)
+EXACT = Arithmetic(torch.tanh, "each", lambda a, b, c: a.add_(b * c), _lerp)
 #: As few calls as possible.
-FEW = Arithmetic(torch.tanh, lambda whole, *_: whole.sigmoid_(), Tensor.addcmul_, torch.lerp)
+FEW = Arithmetic(torch.tanh, "whole", Tensor.addcmul_, torch.lerp)
 #: As few elements as possible.
-SPARING = FEW._replace(sigmoid_=_sigmoid_of_few_)
+SPARING = FEW._replace(sigmoid="few")
 #: And as little time an element as possible.
 FAST = SPARING._replace(tanh=tanh_by_expm1)
 
@@ -95,7 +87,8 @@ def _expm1_pays() -> bool:
     with torch.no_grad():
         a = torch.linspace(-2, 2, 2**14, dtype=torch.float32, device="cpu")
         out = torch.empty_like(a)
-        return matmul.seconds(lambda: tanh_by_expm1(a, out)) < matmul.seconds(lambda: torch.tanh(a, out=out))
+        ours, torch_s = matmul.seconds(lambda: tanh_by_expm1(a, out), lambda: torch.tanh(a, out=out))
+        return ours < torch_s
 
 
 def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
@@ -103,8 +96,8 @@ def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
     if dtype != torch.float32:
         return EXACT
     by = FEW
-    if rows * cells >= 2**12:
-        by = FAST if _expm1_pays() else SPARING
+    if rows * cells >= 2**13:
+        by = FAST if matmul.may_measure() and _expm1_pays() else SPARING
     # Of up to 2048 elements one thread sees to the tanh, and few long rows are done before they are copied.
     divided = rows * cells > 2**11 and cells < 512 and torch.get_num_threads() > 1
     return by._replace(tanh=in_one_piece(by.tanh)) if divided else by
@@ -125,7 +118,7 @@ class Kernel(Protocol):
         become part of it; and so may what is spare, if anything is: m, for as long as a step has not written it."""
         ...
 
-    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None, by: Arithmetic) -> Rows:
         """What `forward` wants to see of x and of the tape at each step."""
         ...
 
@@ -197,7 +190,7 @@ class RNN(Summed):
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int, spare: Tensor | None) -> Rows:
         return ()
 
-    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None, by: Arithmetic) -> Rows:
         return (x,)
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
@@ -244,18 +237,20 @@ class LSTM(Summed):
         shape = rows, *x.shape[1:-1], x.size(-1) // 4
         return shared(x, rows), x.new_empty(shape), x.new_empty(shape)
 
-    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None, by: Arithmetic) -> Rows:
         a, g, c_next = tape
         i, f, a_g, o = a.chunk(4, -1)
-        return x, a, a[..., : 2 * g.size(-1)], i, f, a_g, o, g, c_next, a_g if spare is None else spare
+        sigmoids = {"whole": (a,), "few": (a[..., : 2 * g.size(-1)], o), "each": (i, f, o)}[by.sigmoid]
+        return x, a, i, f, a_g, o, g, c_next, a_g if spare is None else spare, *sigmoids
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
-        (w, addmm, _), (tanh, sigmoid_, addcmul_, _), mul = hgates, by, torch.mul
+        (w, addmm, _), (tanh, _, addcmul_, _), mul = hgates, by, torch.mul
         h, c = state
-        for y, m, x, a, i_f, i, f, a_g, o, g, c_next, tc in steps:
+        for y, m, x, a, i, f, a_g, o, g, c_next, tc, *sigmoids in steps:
             addmm(x, h, w, out=a)
             tanh(a_g, out=g)
-            sigmoid_(a, (i_f, o), (i, f, o))
+            for part in sigmoids:
+                part.sigmoid_()
             mul(f, c, out=c_next)
             addcmul_(c_next, i, g)
             tanh(c_next, out=tc)
@@ -318,16 +313,18 @@ class GRU:
         n_h.copy_(b_hh[..., rz:]) if b_hh is not None else n_h.zero_()
         return shared(x, rows), n
 
-    def views(self, x: Tensor, tape: Rows, spare: Tensor | None) -> Rows:
+    def views(self, x: Tensor, tape: Rows, spare: Tensor | None, by: Arithmetic) -> Rows:
         a, n = tape
-        return x, a, a[..., : 2 * n.size(-1)], *a.chunk(3, -1), n
+        r, z, n_h = a.chunk(3, -1)
+        return x, a, r, z, n_h, n, *((r, z) if by.sigmoid == "each" else (a[..., : 2 * n.size(-1)],))
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
-        (w, addmm, _), (tanh, sigmoid_, addcmul_, lerp) = hgates, by
+        (w, addmm, _), (tanh, _, addcmul_, lerp) = hgates, by
         (h,) = state
-        for y, _, x, a, rz, r, z, n_h, n in steps:
+        for y, _, x, a, r, z, n_h, n, *sigmoids in steps:
             addmm(x, h, w, out=a)
-            sigmoid_(rz, (rz,), (r, z))
+            for part in sigmoids:
+                part.sigmoid_()
             addcmul_(n, r, n_h)
             tanh(n, out=n)
             h = lerp(n, h, z, out=y)

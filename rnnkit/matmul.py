@@ -1,15 +1,16 @@
 """Products, by whichever of torch's two libraries is the faster for the size.
 
 torch's products of float32 matrices go to MKL, which is fastest where the weight lies transposed in memory: a copy of
-it, once for all steps, halves the time of a step at many sizes. On some processors MKL runs at half their speed all the
-same. oneDNN, which torch carries too, runs at full speed there, but a call of it costs some ten microseconds. Which one
-pays is measured, not looked up by the processor's name: once in a process, in a few milliseconds, at the first product
-large enough to care. That fixes one threshold on the size, so within a process equal calls give equal bits.
+it, once for all steps, halves the time of a step at many sizes. oneDNN, which torch carries too, takes a weight packed
+and a call of it costs some ten microseconds more: on some processors it is twice as fast for all but small products, on
+some for large weights alone, on some for none. Which one pays is measured, not looked up by the processor's name: once
+in a process for each size, in a few milliseconds. So within a process equal calls give equal bits; between processes
+they do where torch.use_deterministic_algorithms is on: then nothing is measured, and MKL forms all products.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor repays a call of oneDNN
+MEASURED = 512  # rows of a product that is measured, at most: with more, both libraries take as much longer
 WORTH_A_COPY = 16  # products with one weight, from which they repay laying it transposed
 WORTH_PACKING = 4  # or packing it for oneDNN
 MANY_ROWS = 2**10  # of all products with one weight, from which they repay spreading it
-FEW_ROWS = 64  # rows of a product that forms a weight's gradient, below which oneDNN takes longer
 LARGE = 2**18  # elements of a weight, above which it comes from memory rather than from a cache nearby
 BLOCK = 32  # rows of such a weight that are transposed at a time, and stay in cache for as long
-CLEARLY = 0.75  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
+CLEARLY = 0.95  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
 #: What torch keeps for itself of oneDNN: where one of these is gone, MKL forms all products.
 OPERATORS = [
     ("mkldnn", "_linear_pointwise"),
@@ -61,52 +62,86 @@ def _onednn_mm(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
     return _onednn(x, w) if out is None else out.copy_(_onednn(x, w))
 
 
+def _onednn_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.aten.mkldnn_linear_backward_weights.default(dy, x.to_mkldnn(), x, False)[0]  # type: ignore[no-any-return]
+
+
 def _pack(w: Tensor, rows: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight.default(w.contiguous(), rows)  # type: ignore[no-any-return]
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """The least of twenty calls, after one to warm up."""
-    function()
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
+def seconds(*functions: Callable[[], object]) -> list[float]:
+    """Of each the least time of up to twenty calls in turns, after one to warm up; of five, if they take long."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
         function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    start = time.perf_counter()
+    while len(times[0]) < 5 or (len(times[0]) < 20 and time.perf_counter() < start + 0.005):
+        for function, own in zip(functions, times, strict=True):
+            before = time.perf_counter()
+            function()
+            own.append(time.perf_counter() - before)
+    return [min(own) for own in times]
 
 
 @cache
-def _threshold(threads: int) -> float:
-    """Multiplications from which oneDNN is faster than MKL with this number of threads; infinite if it never is."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or not all(hasattr(getattr(torch.ops, library), name) for library, name in OPERATORS):
-        return float("inf")
+def _available() -> bool:
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return built and all(hasattr(getattr(torch.ops, library), name) for library, name in OPERATORS)
+
+
+def may_measure() -> bool:
+    """Whether a choice may depend on the time that something took."""
+    return not torch.are_deterministic_algorithms_enabled()
+
+
+def _clearly(by_mkl: Callable[[], object], by_onednn: Callable[[], object]) -> bool:
+    mkl, onednn = seconds(by_mkl, by_onednn)
+    return onednn < CLEARLY * mkl
+
+
+@cache
+def _product_is_faster(added: bool, threads: int, rows: int, outputs: int, inputs: int) -> bool:
+    """Whether oneDNN takes clearly less time than MKL for products of so many rows with one weight, by trying both:
+    products alone, or added to something."""
     with torch.no_grad():
-        one, x, w = (torch.ones(n, k, dtype=torch.float32, device="cpu") for n, k in ((8, 8), (64, 256), (512, 256)))
-        packed, w_t = _pack(w, len(x)), w.t().contiguous()
-        call = seconds(lambda: _onednn(one, one)) - seconds(lambda: torch.mm(one, one))
-        by_mkl, by_onednn = seconds(lambda: torch.mm(x, w_t)), seconds(lambda: _onednn(x, packed)) - call
-        if by_onednn > CLEARLY * by_mkl:
-            return float("inf")
-        return call / (by_mkl - by_onednn) * len(x) * w.numel()
+        shapes = (rows, outputs), (rows, inputs), (outputs, inputs)
+        a, x, w = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in shapes)
+        w_t, packed = transposed(w), _pack(w, rows)
+        if added:
+            return _clearly(lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a))
+        return _clearly(lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed))
 
 
-def by_onednn(rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether products of so many rows with weights of this shape go to oneDNN."""
-    size = rows * shape[0] * shape[1]
+@cache
+def _gradient_is_faster(threads: int, rows: int, outputs: int, inputs: int) -> bool:
+    """The same of a weight's gradient."""
+    with torch.no_grad():
+        x = torch.ones(rows, inputs, dtype=torch.float32, device="cpu")
+        dy = spread(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # it comes as columns of wider rows, too
+        return _clearly(lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x))
+
+
+def _goes_to_onednn(faster: Callable[..., bool], rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
     return (
-        size > WORTH_MEASURING
+        rows * shape[0] * shape[1] > WORTH_MEASURING
         and rows > 1  # one waits for the weight from memory, by either library
         and dtype == torch.float32
         and bool(torch.backends.mkldnn.enabled)
-        and size > _threshold(torch.get_num_threads())
+        and may_measure()
+        and _available()
+        and faster(torch.get_num_threads(), min(1 << (rows - 1).bit_length(), MEASURED), *shape)
     )
+
+
+def by_onednn(rows: int, w: Tensor, added: bool) -> bool:
+    """Whether products of so many rows with this weight, alone or added to something, go to oneDNN."""
+    return _goes_to_onednn(partial(_product_is_faster, added), rows, w.shape, w.dtype)
 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:
     """x @ w.T, once with this weight."""
-    return _onednn(x, w) if by_onednn(len(x), w.shape, w.dtype) else F.linear(x, w)
+    return _onednn(x, w) if by_onednn(len(x), w, added=False) else F.linear(x, w)
 
 
 def spread(like: Tensor, *shape: int) -> Tensor:
@@ -124,8 +159,9 @@ def for_many(rows: int, w: Tensor) -> Tensor:
 def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
     written to room(len(x)), or to memory of its own where there is none or that takes less time."""
-    if by_onednn(rows, w.shape, w.dtype):
-        return lambda x, _: _onednn(x, w, b)
+    if by_onednn(rows, w, added=False):
+        packed = _pack(w, rows)
+        return lambda x, _: _onednn(x, packed, b)
     w_t = for_many(total, w).t()
     if b is None:
         return lambda x, room: torch.mm(x, w_t, out=room(len(x)))
@@ -145,7 +181,7 @@ def transposed(w: Tensor) -> Tensor:
 
 def repeated(times: int, rows: int, w: Tensor) -> Product:
     """For so many products with w.T, of at most so many rows each."""
-    if times >= WORTH_PACKING and by_onednn(rows, w.shape, w.dtype):
+    if times >= WORTH_PACKING and by_onednn(rows, w, added=True):
         return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
     w_t = w.t()
     # It gains less where it is transposed as it is. One or two rows wait for a large one, however it lies.
@@ -170,12 +206,11 @@ def gradient(dy: Tensor) -> Gradient:
     copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
 
     def gradient(x: Tensor, total: Tensor | None) -> Tensor:
-        # A quarter of the rows, for the copies have to pay, too; and for few they never do.
-        if len(dy) < FEW_ROWS or not by_onednn(len(dy) // 4, (dy.size(1), x.size(1)), dy.dtype):
+        if not _goes_to_onednn(_gradient_is_faster, len(dy), (dy.size(1), x.size(1)), dy.dtype):
             return torch.mm(dy.t(), x) if total is None else total.addmm_(dy.t(), x)
         if not copies:
             copies.append(dy.to_mkldnn())
-        grad = torch.ops.aten.mkldnn_linear_backward_weights.default(copies[0], x.to_mkldnn(), x, False)[0]
+        grad = _onednn_gradient(copies[0], x)
         return grad if total is None else total.add_(grad)
 
     return gradient

@@ -15,13 +15,19 @@ MODES = list(EQUATIONS)
 BATCH_SIZES = [4, 4, 3, 1, 1]
 
 
+def by_onednn(faster, monkeypatch):
+    """Say that oneDNN is faster for every size, or for none."""
+    for name in ("WORTH_MEASURING", "WORTH_PACKING"):
+        monkeypatch.setattr(matmul, name, -1)
+    for name in ("_product_is_faster", "_gradient_is_faster"):
+        monkeypatch.setattr(matmul, name, lambda *_: faster)
+
+
 @pytest.fixture(params=["small", "large", "oneDNN", "threads", "many spans"])
 def product(request, monkeypatch):
     """Small as the tests are, take them through the ways that large sizes go."""
     if request.param == "oneDNN":
-        for name in ("WORTH_MEASURING", "WORTH_PACKING", "FEW_ROWS"):
-            monkeypatch.setattr(matmul, name, -1)
-        monkeypatch.setattr(matmul, "_threshold", lambda threads: -1.0)
+        by_onednn(True, monkeypatch)
     if request.param in ("oneDNN", "threads"):
         by = {"oneDNN": kernels.FAST, "threads": kernels.FEW._replace(tanh=kernels.in_one_piece(torch.tanh))}
         float32 = by[request.param]
@@ -528,22 +534,20 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
     product, moved = x @ w.t(), torch.ones(32, rows).t()
     exact = [dy @ w, *[product, product + b] * 6, product + 1, product, product, product + 2]
     exact += [dy.t() @ x, dy.t() @ (2 * x + 1)]
-    for threshold in (float("inf"), -1.0):
-        for name in ("WORTH_MEASURING", "WORTH_PACKING", "FEW_ROWS"):
-            monkeypatch.setattr(matmul, name, -1)
-        monkeypatch.setattr(matmul, "_threshold", lambda threads, threshold=threshold: threshold)
+    for onednn in (False, True):
+        by_onednn(onednn, monkeypatch)
         results = [matmul.linear(dy, w.t())]
         for total in (1, 10**6):  # the weight as it is, or spread
             for stride in (None, 1, 2):
                 for bias in (None, b):
                     out = None if stride is None else torch.empty(rows, 64)[:, : 32 * stride : stride]
                     results.append(matmul.affine(total, rows, w, bias)(x, lambda _, out=out: out))
-                    assert out is None or (results[-1] is out) == (threshold > 0 or rows == 1)
+                    assert out is None or (results[-1] is out) == (rows == 1 or not onednn)
         for times in (1, 100):
             repeated = matmul.repeated(times, rows, w)
             out = moved.clone()
             assert repeated.addmm(moved, x, repeated.w, out=out) is out
-            assert (repeated.addmm is torch.addmm) == (rows == 1 or threshold > 0)
+            assert (repeated.addmm is torch.addmm) == (rows == 1 or not onednn)
             results += [out, repeated.mm(x, repeated.w)] if times == 1 else []
         repeated.mm(x, repeated.w, out=out)
         results += [out, repeated.addmm(out, x, repeated.w, out=out.clone()) - out + 2]
@@ -559,16 +563,42 @@ def test_without_one_of_the_operators_mkl_forms_all_products(gone, monkeypatch):
     assert all(hasattr(getattr(torch.ops, library), name) for library, name in matmul.OPERATORS)
     library, _ = matmul.OPERATORS[gone]
     monkeypatch.setattr(matmul, "OPERATORS", [*matmul.OPERATORS, (library, "gone")])
-    matmul._threshold.cache_clear()
-    assert not matmul.by_onednn(10**6, (10**3, 10**3), torch.float32)
-    matmul._threshold.cache_clear()
+    by_onednn(True, monkeypatch)
+    matmul._available.cache_clear()
+    assert not matmul.by_onednn(10**6, torch.empty(10**3, 10**3), added=True)
+    matmul._available.cache_clear()
 
 
-def test_the_threshold_is_measured_once_for_a_number_of_threads():
-    matmul._threshold.cache_clear()
+@pytest.mark.parametrize("added", [[True], [False], []])
+def test_libraries_are_compared_once_for_a_size(added, monkeypatch):
+    faster = matmul._product_is_faster if added else matmul._gradient_is_faster
+    times = iter([[3.0, 2.0], [2.0, 3.0], [2.0, 1.99]])  # of MKL and of oneDNN, which is to be clearly faster
+    measure = matmul.seconds
+
+    def seconds(*functions):
+        assert all(time > 0 for time in measure(*functions))
+        return next(times)
+
+    monkeypatch.setattr(matmul, "seconds", seconds)
+    faster.cache_clear()
     with torch.device("meta"):
-        first = matmul._threshold(1)
-    assert first == matmul._threshold(1) > 0
+        first = [faster(*added, 1, rows, 48, 32) for rows in (8, 16, 32)]
+    assert first == [True, False, False] == [faster(*added, 1, rows, 48, 32) for rows in (8, 16, 32)]
+    faster.cache_clear()
+
+
+def test_deterministic_algorithms_do_not_depend_on_a_time(monkeypatch):
+    monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
+    for owner, name in ((matmul, "_product_is_faster"), (matmul, "_gradient_is_faster"), (kernels, "_expm1_pays")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("measured"))
+    case = Case(dtype=torch.float32, N=64, H=64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        case.gradients(case.run())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        case.run()
 
 
 def test_serves_plain_tensors_of_torch_nn_s_equations():
