@@ -38,9 +38,7 @@ class Arithmetic(NamedTuple):
     """The operations on which speed and bit-identity part."""
 
     tanh: Callable[..., Tensor]  # tanh(a, out=)
-    sigmoid: Literal[
-        "whole", "few", "each"
-    ]  # of all gates in one call, of those that want it in few, of each by itself
+    sigmoid: Literal["whole", "few", "each"]  # of all gates at once, in few calls of those alone that want it, of each
     addcmul_: Callable[..., Tensor]  # addcmul_(a, b, c): a += b*c
     lerp: Callable[..., Tensor]  # lerp(a, b, w, out=): (b - a)*w + a
 

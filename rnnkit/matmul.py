@@ -10,8 +10,8 @@ they do where torch.use_deterministic_algorithms is on: then nothing is measured
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import NamedTuple, TypeAlias
+from functools import cache
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ OPERATORS = [
     ("aten", "mkldnn_linear_backward_weights"),
 ]
 
-
+#: Of a weight: products with it, the same added to something, its gradient.
+Use: TypeAlias = Literal["alone", "added", "gradient"]
 Room: TypeAlias = Callable[[int], Tensor | None]
 Affine: TypeAlias = Callable[[Tensor, Room], Tensor]
 Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
@@ -95,34 +96,26 @@ def may_measure() -> bool:
     return not torch.are_deterministic_algorithms_enabled()
 
 
-def _clearly(by_mkl: Callable[[], object], by_onednn: Callable[[], object]) -> bool:
-    mkl, onednn = seconds(by_mkl, by_onednn)
-    return onednn < CLEARLY * mkl
-
-
 @cache
-def _product_is_faster(added: bool, threads: int, rows: int, outputs: int, inputs: int) -> bool:
-    """Whether oneDNN takes clearly less time than MKL for products of so many rows with one weight, by trying both:
-    products alone, or added to something."""
+def _onednn_is_faster(use: Use, threads: int, rows: int, outputs: int, inputs: int) -> bool:
+    """Whether oneDNN takes clearly less time than MKL for so many rows and a weight of this shape, by trying both."""
     with torch.no_grad():
-        shapes = (rows, outputs), (rows, inputs), (outputs, inputs)
-        a, x, w = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in shapes)
-        w_t, packed = transposed(w), _pack(w, rows)
-        if added:
-            return _clearly(lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a))
-        return _clearly(lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed))
+        x, w = (torch.ones(n, inputs, dtype=torch.float32, device="cpu") for n in (rows, outputs))
+        if use == "gradient":
+            dy = spread(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # it comes as columns of wider rows, too
+            times = seconds(lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x))
+        else:
+            a, w_t, packed = x.new_ones(rows, outputs), transposed(w), _pack(w, rows)
+            if use == "added":
+                times = seconds(lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a))
+            else:
+                times = seconds(lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed))
+        mkl, onednn = times
+        return onednn < CLEARLY * mkl
 
 
-@cache
-def _gradient_is_faster(threads: int, rows: int, outputs: int, inputs: int) -> bool:
-    """The same of a weight's gradient."""
-    with torch.no_grad():
-        x = torch.ones(rows, inputs, dtype=torch.float32, device="cpu")
-        dy = spread(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # it comes as columns of wider rows, too
-        return _clearly(lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x))
-
-
-def _goes_to_onednn(faster: Callable[..., bool], rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
+def by_onednn(use: Use, rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether products of so many rows with weights of this shape go to oneDNN."""
     return (
         rows * shape[0] * shape[1] > WORTH_MEASURING
         and rows > 1  # one waits for the weight from memory, by either library
@@ -130,18 +123,14 @@ def _goes_to_onednn(faster: Callable[..., bool], rows: int, shape: Sequence[int]
         and bool(torch.backends.mkldnn.enabled)
         and may_measure()
         and _available()
-        and faster(torch.get_num_threads(), min(1 << (rows - 1).bit_length(), MEASURED), *shape)
+        # A power of two of rows stands for all down to the one before, lest each size of batch be measured.
+        and _onednn_is_faster(use, torch.get_num_threads(), min(1 << (rows - 1).bit_length(), MEASURED), *shape)
     )
-
-
-def by_onednn(rows: int, w: Tensor, added: bool) -> bool:
-    """Whether products of so many rows with this weight, alone or added to something, go to oneDNN."""
-    return _goes_to_onednn(partial(_product_is_faster, added), rows, w.shape, w.dtype)
 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:
     """x @ w.T, once with this weight."""
-    return _onednn(x, w) if by_onednn(len(x), w, added=False) else F.linear(x, w)
+    return _onednn(x, w) if by_onednn("alone", len(x), w.shape, w.dtype) else F.linear(x, w)
 
 
 def spread(like: Tensor, *shape: int) -> Tensor:
@@ -159,7 +148,7 @@ def for_many(rows: int, w: Tensor) -> Tensor:
 def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
     written to room(len(x)), or to memory of its own where there is none or that takes less time."""
-    if by_onednn(rows, w, added=False):
+    if by_onednn("alone", rows, w.shape, w.dtype):
         packed = _pack(w, rows)
         return lambda x, _: _onednn(x, packed, b)
     w_t = for_many(total, w).t()
@@ -181,7 +170,7 @@ def transposed(w: Tensor) -> Tensor:
 
 def repeated(times: int, rows: int, w: Tensor) -> Product:
     """For so many products with w.T, of at most so many rows each."""
-    if times >= WORTH_PACKING and by_onednn(rows, w, added=True):
+    if times >= WORTH_PACKING and by_onednn("added", rows, w.shape, w.dtype):
         return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
     w_t = w.t()
     # It gains less where it is transposed as it is. One or two rows wait for a large one, however it lies.
@@ -206,7 +195,7 @@ def gradient(dy: Tensor) -> Gradient:
     copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
 
     def gradient(x: Tensor, total: Tensor | None) -> Tensor:
-        if not _goes_to_onednn(_gradient_is_faster, len(dy), (dy.size(1), x.size(1)), dy.dtype):
+        if not by_onednn("gradient", len(dy), (dy.size(1), x.size(1)), dy.dtype):
             return torch.mm(dy.t(), x) if total is None else total.addmm_(dy.t(), x)
         if not copies:
             copies.append(dy.to_mkldnn())

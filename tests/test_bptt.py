@@ -19,8 +19,7 @@ def by_onednn(faster, monkeypatch):
     """Say that oneDNN is faster for every size, or for none."""
     for name in ("WORTH_MEASURING", "WORTH_PACKING"):
         monkeypatch.setattr(matmul, name, -1)
-    for name in ("_product_is_faster", "_gradient_is_faster"):
-        monkeypatch.setattr(matmul, name, lambda *_: faster)
+    monkeypatch.setattr(matmul, "_onednn_is_faster", lambda *_: faster)
 
 
 @pytest.fixture(params=["small", "large", "oneDNN", "threads", "many spans"])
@@ -565,13 +564,13 @@ def test_without_one_of_the_operators_mkl_forms_all_products(gone, monkeypatch):
     monkeypatch.setattr(matmul, "OPERATORS", [*matmul.OPERATORS, (library, "gone")])
     by_onednn(True, monkeypatch)
     matmul._available.cache_clear()
-    assert not matmul.by_onednn(10**6, torch.empty(10**3, 10**3), added=True)
+    assert not matmul.by_onednn("added", 10**6, (10**3, 10**3), torch.float32)
     matmul._available.cache_clear()
 
 
-@pytest.mark.parametrize("added", [[True], [False], []])
-def test_libraries_are_compared_once_for_a_size(added, monkeypatch):
-    faster = matmul._product_is_faster if added else matmul._gradient_is_faster
+@pytest.mark.parametrize("use", ["alone", "added", "gradient"])
+def test_libraries_are_compared_once_for_a_size(use, monkeypatch):
+    faster = matmul._onednn_is_faster
     times = iter([[3.0, 2.0], [2.0, 3.0], [2.0, 1.99]])  # of MKL and of oneDNN, which is to be clearly faster
     measure = matmul.seconds
 
@@ -582,14 +581,14 @@ def test_libraries_are_compared_once_for_a_size(added, monkeypatch):
     monkeypatch.setattr(matmul, "seconds", seconds)
     faster.cache_clear()
     with torch.device("meta"):
-        first = [faster(*added, 1, rows, 48, 32) for rows in (8, 16, 32)]
-    assert first == [True, False, False] == [faster(*added, 1, rows, 48, 32) for rows in (8, 16, 32)]
+        first = [faster(use, 1, rows, 48, 32) for rows in (8, 16, 32)]
+    assert first == [True, False, False] == [faster(use, 1, rows, 48, 32) for rows in (8, 16, 32)]
     faster.cache_clear()
 
 
 def test_deterministic_algorithms_do_not_depend_on_a_time(monkeypatch):
     monkeypatch.setattr(matmul, "WORTH_MEASURING", -1)
-    for owner, name in ((matmul, "_product_is_faster"), (matmul, "_gradient_is_faster"), (kernels, "_expm1_pays")):
+    for owner, name in ((matmul, "_onednn_is_faster"), (kernels, "_expm1_pays")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("measured"))
     case = Case(dtype=torch.float32, N=64, H=64)
     torch.use_deterministic_algorithms(True)
