@@ -14,24 +14,24 @@ span: then what is kept is a state every so many steps, and one tape at a time.
 Packed rows are the general case: of S rows step t has sizes[t], and in a padded batch all sizes are N.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from functools import cache
-from itertools import groupby, islice
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
 from torch.nn import functional as F
 
-from . import matmul, recurrence
-from .equations import Equation, State
-from .kernels import EXACT, KERNELS, Rows, arithmetic
+from . import checks, joined, matmul, recurrence
+from .equations import Equation, State, Step
+from .kernels import EXACT, KERNELS, Kernel, Rows, arithmetic
 from .matmul import Affine, Gradient, Product, Room
 from .recurrence import Weights
 
+FEWEST = 3  # steps; of fewer, nothing is faster than the readable path
 LARGE_STEP = 2**24  # multiplications in a step's product
 #: How large a span's gates are, by measurement. Its products are to run at nearly full rate, with what each of them
 #: costs for its weight alone, and what a step leaves is to be in cache for as long as the span lasts.
@@ -42,7 +42,7 @@ WEIGHTS = 2  # and so many times the larger weight
 class Span(NamedTuple):
     """Consecutive steps, in the order of time, and where their rows are."""
 
-    sizes: list[int]
+    sizes: Sequence[int]
     start: int
     rows: int
 
@@ -51,7 +51,7 @@ class Span(NamedTuple):
         return tensor if self.rows == tensor.size(0) else tensor.narrow(0, self.start + away, self.rows)
 
 
-def spans(sizes: list[int], steps: int) -> list[Span]:
+def spans(sizes: Sequence[int], steps: int) -> list[Span]:
     """All steps, so many at a time."""
     result, start = [], 0
     for t in range(0, len(sizes), steps):
@@ -86,112 +86,135 @@ class Carry:
         return tuple(torch.cat(pair) for pair in zip(self.state, self.waiting, strict=True))
 
 
-class Kept(NamedTuple):
-    """What a span keeps for its way back."""
+Kept: TypeAlias = list[Any]  # tensors, and None for an m that isn't there
 
-    state: State  # before it
-    m: Tensor | None  # its output before projection, if it was projected
-    tape: Rows
+
+class Plan(NamedTuple):
+    """What is known of one direction of a layer by its sizes alone."""
+
+    kernel: Kernel
+    sizes: Sequence[int]  # rows of each step
+    N: int  # rows of the state
+    cells: int  # H_cell
+    reverse: bool
+    padded: bool  # all steps have all rows
+    rewrites: bool  # what a tape held is computed once more on the way back
+    spans: Sequence[Span]  # in this direction's order
+    most: int  # rows in a span, at most
+    large: bool  # the weight of hgates
+
+
+@lru_cache(maxsize=256)
+def plans(
+    step: Step,
+    sizes: tuple[int, ...],
+    N: int,
+    cells: int,
+    w_ih: tuple[int, ...],
+    w_hh: tuple[int, ...],
+    directions: int,
+    both: bool,
+    checkpoint_every: int | None,
+) -> list[Plan]:
+    """Of the directions of a layer with weights of these shapes, or the one of both at once. Programs make calls of the
+    same sizes again and again: of a small one's time, this would be a good part."""
+    kernel = KERNELS[step]
+    elements = max(ELEMENTS, WEIGHTS * math.prod(w_ih), WEIGHTS * math.prod(w_hh))
+    steps = elements * len(sizes) // (sum(sizes) * (directions if both else 1) * w_ih[0]) or 1
+    if both:
+        sizes, N, directions = (directions,) * len(sizes), directions, 1
+    rewrites = checkpoint_every is not None and not kernel.tapeless
+    in_time = spans(sizes, checkpoint_every if checkpoint_every and rewrites else steps)
+    most = in_time[0].rows  # no span has more, as sizes only fall
+    padded, large = sizes[0] == sizes[-1] == N, math.prod(w_hh) > matmul.LARGE
+    return [
+        Plan(kernel, sizes, N, cells, reverse, padded, rewrites, in_time[::-1] if reverse else in_time, most, large)
+        for reverse in (False, True)[:directions]
+    ]
 
 
 class Direction:
     """One direction of one layer over rows (S, H_in), with outputs (S, H_out)."""
 
-    def __init__(
-        self,
-        equation: Equation,
-        input: Tensor,
-        sizes: list[int],
-        state: State,
-        weights: Weights,
-        reverse: bool,
-        checkpoint_every: int | None,
-        bias_after: bool = False,
-    ) -> None:
-        self.kernel = KERNELS[equation]
-        self.input, self.sizes, self.state, self.weights, self.reverse = input, sizes, state, weights, reverse
-        self.N, gates = state[0].size(0), weights.w_ih.size(-2)
-        self.bias_after, self.padded = bias_after, sizes[0] == sizes[-1] == self.N
-        self.cells = gates // len(equation.gates)  # H_cell
-        self.rewrites = checkpoint_every is not None and not self.kernel.tapeless
-        elements = max(ELEMENTS, WEIGHTS * max(weights.w_ih.numel(), weights.w_hh.numel()))
-        steps = elements * len(sizes) // (input.numel() // input.size(-1) * gates) or 1
-        in_time = spans(sizes, checkpoint_every if checkpoint_every and self.rewrites else steps)
-        self.spans, self.most = self.ordered(in_time), in_time[0].rows  # no span has more, as sizes only fall
-
-    def ordered(self, steps: Sequence[Any]) -> Sequence[Any]:
-        """What is in the order of time, in that of this direction; and the other way round."""
-        return steps[::-1] if self.reverse else steps
+    def __init__(self, plan: Plan, input: Tensor, state: State, weights: Weights, bias_after: bool) -> None:
+        self.plan, self.kernel, self.input, self.state, self.weights = plan, plan.kernel, input, state, weights
+        self.bias_after = bias_after
 
     def carry(self, state: State) -> Carry:
         """From this state of the rows of some step on. Of rows that come later, the first state waits."""
         rows = state[0].size(0)
-        return Carry(state, () if self.padded else tuple(s[rows:] for s in self.state))
+        return Carry(state, () if self.plan.padded else tuple(s[rows:] for s in self.state))
 
     def start(self, state: State, rows: int) -> Carry:
         """From a state of all rows on, of which the step to come has so many; the others wait."""
-        if self.padded:
+        if self.plan.padded:
             return Carry(state, ())
         now, waiting = zip(*(s.tensor_split((rows,)) for s in state), strict=True)
         return Carry(now, waiting)
 
-    def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
-        """Write the output. Return the state after the last step and what each span is to keep."""
-        kept: list[Kept] = []
-        carry = self.start(self.state, self.ordered(self.sizes)[0])
-        # Nothing here concerns autograd, and calls are cheaper without; but what is kept has to be of its world.
-        with nullcontext() if keep else torch.inference_mode():
-            self.prepare(keep)
-            for span in self.spans:
-                state = carry.resize(self.ordered(span.sizes)[0]) if keep else ()
-                if span is not self.spans[0]:
-                    state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
-                m, tape = self.run(span, carry, span.of(output), keep)
-                if keep and self.rewrites:
-                    kept.append(Kept(state, None, ()))
-                elif keep:
-                    kept.append(Kept(state, m, () if self.kernel.tapeless else tape))
+    def forward(self, output: Tensor, keep: bool) -> tuple[State, Kept]:
+        """Write the output. Return the state after the last step and what is to be kept: of each span the state before
+        it, its output before projection, if it was projected, and its tape."""
+        carry = self.start(self.state, self.plan.sizes[-1 if self.plan.reverse else 0])
+        if keep:
+            kept = self.take(carry, output, keep)
+        else:
+            with torch.inference_mode():  # nothing here concerns autograd, and calls are cheaper without
+                kept = self.take(carry, output, keep)
         return carry.whole(), kept
+
+    def take(self, carry: Carry, output: Tensor, keep: bool) -> Kept:
+        """Take the steps of all spans; return what is to be kept."""
+        self.prepare(keep)
+        kept: Kept = []
+        for span in self.plan.spans:
+            state = carry.resize(span.sizes[-1 if self.plan.reverse else 0]) if keep else ()
+            if span is not self.plan.spans[0]:
+                state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
+            m, tape = self.run(span, carry, span.of(output), keep)
+            if keep:
+                kept += (*state, None) if self.plan.rewrites else (*state, m, *tape)
+        return kept
 
     def prepare(self, keep: bool) -> None:
         """What all spans share on their way forward."""
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
-        self.arithmetic = arithmetic(w_hh.dtype, self.N, self.cells)
+        self.arithmetic = arithmetic(w_hh.dtype, self.plan.N, self.plan.cells)
         self.whole: Tensor | None = None
+        self.room: Room = matmul.nowhere
         self.affine: Affine
-        self.room: Room = lambda _: None
         if self.arithmetic is EXACT:
             self.hgates = matmul.exact(w_hh, b_hh)
             self.project = None if w_hr is None else matmul.exact(w_hr)
             self.b_n = None
             self.affine = lambda x, _: F.linear(x, w_ih, b_ih)
             # The last bits of a product may depend on how many rows it has: the igates of all spans are one.
-            if not self.rewrites:
+            if not self.plan.rewrites:
                 at_once, after = (None, b_ih) if self.bias_after else (b_ih, None)
                 self.whole = F.linear(self.input, w_ih, at_once)
                 if after is not None:
                     self.whole += after
         else:
-            self.hgates = self.repeated(w_hh)
-            self.project = None if w_hr is None else self.repeated(w_hr)
+            self.hgates = self.repeated(w_hh.mT)
+            self.project = None if w_hr is None else self.repeated(w_hr.mT)
             self.bias, self.b_n = b_ih, b_hh
             if b_ih is not None and b_hh is not None:
                 self.bias = self.kernel.bias(b_ih, b_hh)
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
-        w_ih, w_hh = self.weights[:2]
-        self.affine = matmul.affine(len(self.input), self.most, w_ih, self.bias)
-        large = w_hh.numel() > matmul.LARGE  # then hgates are added to rows that are spread, or it takes longer
-        new = matmul.spread if large else Tensor.new_empty
+        w_ih, most = self.weights.w_ih, self.plan.most
+        self.affine = matmul.affine(self.input.size(0), most, w_ih, self.bias)
+        # If their weight is large, hgates are added to rows that are spread, or it takes longer.
+        new = matmul.spread if self.plan.large else Tensor.new_empty
 
         def room(rows: int) -> Tensor:
             return new(self.input, rows, w_ih.size(0))
 
-        if not keep and len(self.spans) > 1:  # those of all spans go to the same memory
+        if not keep and len(self.plan.spans) > 1:  # those of all spans go to the same memory
             once = cache(room)
-            self.room = lambda rows: once(self.most)[:rows]
-        elif large:
+            self.room = lambda rows: once(most)[:rows]
+        elif self.plan.large:
             self.room = room
 
     def igates(self, span: Span, out: Tensor | None) -> Tensor:
@@ -203,64 +226,69 @@ class Direction:
     def run(self, span: Span, carry: Carry, output: Tensor, keep: bool) -> tuple[Tensor | None, Rows]:
         """Take the steps of a span and carry the state along. Write the output; return what it was before projection,
         if it was projected, and the tape."""
-        rows = output.size(0) if keep else self.N  # where nothing is kept, all steps share what they write on
-        m = output.new_empty(rows, *output.shape[1:-1], self.cells) if self.project else output
+        rows = output.size(0) if keep else self.plan.N  # where nothing is kept, all steps share what they write on
+        m = output.new_empty(rows, *output.shape[1:-1], self.plan.cells) if self.project else output
         x = self.igates(span, output if self.kernel.tapeless and not self.project else None)
         spare = None if keep or self.arithmetic is EXACT else m
         tape = self.kernel.tape(x, self.bias_of_n(span), rows, spare)
-        with torch.inference_mode() if keep else nullcontext():  # else it is on already
-            steps = iter(self.steps(span, (output, m, *self.kernel.views(x, tape, spare, self.arithmetic))))
-            for n, stretch in self.stretches(span):
-                carry.state = self.kernel.forward(
-                    carry.resize(n), islice(steps, stretch), self.hgates, self.project, self.arithmetic
-                )
+        with torch.inference_mode():
+            parts = self.parts(span, (output, m, *self.kernel.views(x, tape, spare, self.arithmetic)))
+            for n, stretch in self.stretches(span, parts):
+                steps = zip(*stretch, strict=True)
+                carry.state = self.kernel.forward(carry.resize(n), steps, self.hgates, self.project, self.arithmetic)
         return m if self.project else None, tape
 
-    def steps(self, span: Span, tensors: Rows) -> Sequence[Rows]:
-        """For each step, in this direction's order, its parts of the tensors. Those of one tensor are the same objects
-        wherever it occurs: by that torch knows to work in place."""
-        parts: dict[int, Sequence[Tensor]] = {}
+    def parts(self, span: Span, tensors: Rows, back: bool = False) -> list[Sequence[Tensor]]:
+        """Of each tensor the parts of all steps, in this direction's order or back. Those of one tensor are the same
+        objects wherever it occurs: by that torch knows to work in place."""
+        found: dict[int, Sequence[Tensor]] = {}
         for rows in tensors:
-            if id(rows) not in parts:
-                parts[id(rows)] = self.parts(span, rows)
-        return self.ordered(tuple(zip(*[parts[id(rows)] for rows in tensors], strict=True)))
+            if id(rows) not in found:
+                in_time = self.in_time(span, rows)
+                found[id(rows)] = in_time[::-1] if self.plan.reverse != back else in_time
+        return [found[id(rows)] for rows in tensors]
 
-    def parts(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
-        """For each step, in the order of time, its part of the rows; of fewer than the span has, the same each time."""
-        if rows.shape[0] == span.rows:
+    def in_time(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
+        """For each step its part of the rows; of fewer than the span has, the same each time."""
+        if rows.size(0) == span.rows:
             return rows.unsafe_split_with_sizes(span.sizes)
-        if self.padded:
+        if self.plan.padded:
             return [rows] * len(span.sizes)
         part = {n: rows[:n] for n in set(span.sizes)}
         return [part[n] for n in span.sizes]
 
-    def stretches(self, span: Span) -> list[tuple[int, int]]:
-        """Numbers of rows, and how many steps on end have them, in this direction's order."""
-        if self.padded:
-            return [(self.N, len(span.sizes))]
-        return [(n, len(list(steps))) for n, steps in groupby(self.ordered(span.sizes))]
+    def stretches(
+        self, span: Span, parts: list[Sequence[Tensor]], back: bool = False
+    ) -> list[tuple[int, list[Sequence[Tensor]]]]:
+        """Numbers of rows, and the parts of the steps on end that have them."""
+        if self.plan.padded:
+            return [(self.plan.N, parts)]
+        result, start = [], 0
+        for n, steps in groupby(reversed(span.sizes) if self.plan.reverse != back else span.sizes):
+            end = start + len(list(steps))
+            result.append((n, [part[start:end] for part in parts]))
+            start = end
+        return result
 
     def before(self, span: Span, state: State, after: State, output: Tensor) -> State:
         """The states before the steps of a span, in rows like those after them, from the one before them all."""
-        n = span.sizes[0]
+        n, reverse = span.sizes[0], self.plan.reverse
         if n == span.sizes[-1]:
-
-            def shifted(s: Tensor, rows: Tensor) -> Tensor:
-                return torch.cat((rows[n:], s) if self.reverse else (s, rows[:-n]))
-
-            if self.padded and span is not self.spans[0]:  # h stands in the output, a step away
-                return span.of(output, n if self.reverse else -n), *map(shifted, state[1:], after[1:])
-            return tuple(map(shifted, state, after))
+            standing: State = ()
+            if self.plan.padded and span is not self.plan.spans[0]:  # h stands in the output, a step away
+                standing = (span.of(output, n if reverse else -n),)
+            pairs = list(zip(state, after, strict=True))[len(standing) :]
+            return *standing, *[torch.cat((rows[n:], s) if reverse else (s, rows[:-n])) for s, rows in pairs]
         carry, states = self.carry(state), []
-        for n, s in zip(self.ordered(span.sizes), self.steps(span, after), strict=True):
-            states.append(carry.resize(n))
-            carry.state = s
-        return tuple(torch.cat(rows) for rows in zip(*self.ordered(states), strict=True))
+        for now in zip(*self.parts(span, after), strict=True):
+            states.append(carry.resize(now[0].size(0)))
+            carry.state = now
+        return tuple(torch.cat(rows) for rows in zip(*(states[::-1] if reverse else states), strict=True))
 
     def backward(
         self,
         output: Tensor,
-        kept: list[Kept],
+        kept: Kept,
         grad_output: Tensor | None,
         grad_finals: Sequence[Tensor | None],
         grad_input: Tensor | None,
@@ -268,33 +296,40 @@ class Direction:
     ) -> list[Tensor | None]:
         """Write grad_input, or add to it if reverse. Return the gradients of the weights, where needed, and of the
         first state. What was kept is let go as it is used."""
-        if self.rewrites:
+        plan, kernel, S = self.plan, self.kernel, len(self.state)
+        if plan.rewrites:
             self.prepare(keep=True)
-        self.prepare_back()
-        totals: list[Tensor | None] = [None] * len(Weights._fields)
+        w_ih, w_hh, _, _, w_hr = self.weights
+        self.dh = self.repeated(w_hh)
+        self.unproject = None if w_hr is None else self.repeated(w_hr)
+        space = matmul.spread(w_hh, plan.most, *self.input.shape[1:-1], kernel.derived * plan.cells)
+        totals: list[Tensor | None] = [None] * 5
         sum_of_da: Tensor | None = None
         pairs = zip(self.state, grad_finals, strict=True)
-        grads = tuple(torch.zeros_like(s) if g is None else g.clone() for s, g in pairs)
-        carry = self.start(grads, self.ordered(self.sizes)[-1])
-        w_x = self.kernel.in_order(self.weights.w_ih).mT if grad_input is not None else None
-        for span in reversed(self.spans):
-            state, m, tape = kept.pop()
+        grads = tuple([torch.zeros_like(s) if g is None else g.clone() for s, g in pairs])
+        carry = self.start(grads, plan.sizes[0 if plan.reverse else -1])
+        w_x = kernel.in_order(w_ih).mT if grad_input is not None else None
+        each = len(kept) // len(plan.spans)
+        for span in reversed(plan.spans):
+            of_span = kept[-each:]
+            del kept[-each:]
+            state, m, tape = tuple(of_span[:S]), of_span[S], tuple(of_span[S + 1 :])
             h = span.of(output)
-            if self.rewrites:
+            if plan.rewrites:
                 m, tape = self.run(span, self.carry(state), torch.empty_like(h), keep=True)
             with torch.inference_mode():  # as in `run`
-                before = self.before(span, state, (h, *tape[-1:])[: len(state)], output)
-                derivatives = self.kernel.derivatives(tape, h if m is None else m, before, self.derived[: span.rows])
+                before = self.before(span, state, (h, *tape[-1:])[:S], output)
+                derivatives = kernel.derivatives(tape, h if m is None else m, before, space[: span.rows])
                 dh = span.of(grad_output) if grad_output is not None else None
                 if m is not None:
                     dh = torch.zeros_like(h) if dh is None else dh.clone()
                 self.run_back(span, carry, dh, derivatives)
 
             da = derivatives[0]
-            digates, dhgates = self.kernel.gradients(da)
+            digates, dhgates = kernel.gradients(da)
             if grad_input is not None and w_x is not None:
-                dx, of_span = self.product(digates, w_x), span.of(grad_input)
-                of_span.add_(dx) if self.reverse else of_span.copy_(dx)
+                dx, there = self.product(digates, w_x), span.of(grad_input)
+                there.add_(dx) if plan.reverse else there.copy_(dx)
             of_igates = self.gradient(digates)
             of_hgates = of_igates if dhgates is digates else self.gradient(dhgates)
             of_h = None if dh is None or m is None else self.gradient(dh)
@@ -303,34 +338,23 @@ class Direction:
                     totals[k] = gradient(x, totals[k])
             if needed[2] or needed[3]:
                 sum_of_da = self.sum(da) if sum_of_da is None else sum_of_da.add_(self.sum(da))
-        w_ih, w_hh, b_ih, b_hh, w_hr = totals
-        if w_ih is not None:
-            w_ih = self.kernel.in_torch_order(w_ih, -2)
+        if totals[0] is not None:
+            totals[0] = kernel.in_torch_order(totals[0], -2)
         if sum_of_da is not None:
-            of_b_ih, of_b_hh = self.kernel.gradients(sum_of_da)
-            b_ih, b_hh = self.kernel.in_torch_order(of_b_ih, -1), of_b_hh.clone()  # each in memory of its own
-        return [w_ih, w_hh, b_ih, b_hh, w_hr, *(carry.whole() if any(needed[5:]) else [None] * len(self.state))]
-
-    def prepare_back(self) -> None:
-        """What all spans share on their way back."""
-        _, w_hh, _, _, w_hr = self.weights
-        self.nothing = torch.zeros_like(self.state[0])
-        self.derived = matmul.spread(w_hh, self.most, *self.input.shape[1:-1], self.kernel.derived * self.cells)
-        self.dh = self.repeated(w_hh.mT)
-        self.unproject = None if w_hr is None else self.repeated(w_hr.mT)
+            of_b_ih, of_b_hh = kernel.gradients(sum_of_da)
+            totals[2:4] = kernel.in_torch_order(of_b_ih, -1), of_b_hh.clone()  # each in memory of its own
+        return [*totals, *(carry.whole() if any(needed[5:]) else [None] * S)]
 
     def run_back(self, span: Span, carry: Carry, dh: Tensor | None, derivatives: Rows) -> None:
         """Take the steps of a span back: carry the gradient of the state along, turn the derivatives into gradients.
         dh is that of the output; if the output was projected, what arrives by the state is added to it."""
-        arriving = self.nothing if dh is None else dh
-        back = iter(self.steps(span, (arriving, *self.kernel.back_views(derivatives)))[::-1])
-        for n, stretch in reversed(self.stretches(span)):
-            arrives, *rest = zip(*islice(back, stretch), strict=True)
+        arriving = torch.zeros_like(self.state[0]) if dh is None else dh
+        parts = self.parts(span, (arriving, *self.kernel.back_views(derivatives)), back=True)
+        for n, (arrives, *rest) in self.stretches(span, parts, back=True):
             d, *others = carry.resize(n)
             d = arrives[0].add_(d) if self.unproject else d.add_(arrives[0])
             # With a step goes what arrives at the one taken after it; at the last of a stretch that comes later.
-            nothing = self.nothing[:n].clone() if self.unproject else self.nothing[:n]
-            steps = zip((*arrives[1:], nothing), *rest, strict=True)
+            steps = zip((*arrives[1:], torch.zeros_like(d)), *rest, strict=True)
             carry.state = self.kernel.backward((d, *others), steps, self.dh, self.unproject)
 
     def bias_of_n(self, span: Span) -> Tensor | None:
@@ -341,9 +365,9 @@ class Direction:
         """rows @ w.T."""
         return matmul.linear(rows, w)
 
-    def repeated(self, w: Tensor) -> Product:
-        """For products with w.T, of the rows of a step."""
-        return matmul.repeated(len(self.sizes), self.N, w)
+    def repeated(self, w_t: Tensor) -> Product:
+        """For products with w_t, of the rows of a step."""
+        return matmul.repeated(len(self.plan.sizes), self.plan.N, w_t)
 
     def gradient(self, dy: Tensor) -> Gradient:
         return matmul.gradient(dy)
@@ -360,26 +384,18 @@ class Both(Direction):
     one that the reverse direction takes at the same time. Weights are stacked, and products are batched over the two.
     """
 
-    def __init__(
-        self,
-        equation: Equation,
-        input: Tensor,
-        sizes: list[int],
-        states: Sequence[State],
-        weights: Sequence[Weights],
-        checkpoint_every: int | None,
-    ) -> None:
-        self.shape = len(sizes), sizes[0]
+    def __init__(self, plan: Plan, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> None:
+        self.shape = len(plan.sizes), states[0][0].size(0)
         rows, state = self.as_rows(torch.cat((input, input), 1)), tuple(map(torch.stack, zip(*states, strict=True)))
         pairs: Any = zip(*weights, strict=True)
         stacked = Weights(*[None if pair[0] is None else torch.stack(pair) for pair in pairs])  # type: ignore[arg-type]
-        super().__init__(equation, rows, [2] * len(sizes), state, stacked, False, checkpoint_every)
+        super().__init__(plan, rows, state, stacked, bias_after=False)
 
     @staticmethod
-    def pays(sizes: list[int], states: Sequence[State], weights: Sequence[Weights]) -> bool:
+    def pays(sizes: Sequence[int], states: Sequence[State], weights: Sequence[Weights]) -> bool:
         w_hh, N = weights[0].w_hh, states[0][0].size(0)
         few = N * w_hh.numel() <= 2**17  # multiplications; of more, products one by one are faster than batched ones
-        return len(weights) == 2 and sizes[0] == sizes[-1] == N and w_hh.dtype == torch.float32 and few
+        return sizes[0] == sizes[-1] == N and w_hh.dtype == torch.float32 and few
 
     def as_rows(self, columns: Tensor) -> Tensor:
         """(L*N, 2*F), the directions side by side, as rows (L*2, N, F)."""
@@ -409,8 +425,8 @@ class Both(Direction):
         y = torch.bmm(halves, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), halves, w.mT)
         return y.view(2, -1, self.shape[1], y.size(-1)).transpose(0, 1).flatten(0, 1)
 
-    def repeated(self, w: Tensor) -> Product:
-        return Product(w.mT.contiguous(), torch.baddbmm, torch.bmm)
+    def repeated(self, w_t: Tensor) -> Product:
+        return Product(w_t.contiguous(), torch.baddbmm, torch.bmm)
 
     def gradient(self, dy: Tensor) -> Gradient:
         halves = self.halves(dy)
@@ -424,7 +440,7 @@ class Both(Direction):
     def sum(self, dy: Tensor) -> Tensor:
         return self.halves(dy).sum(1)
 
-    def forward(self, output: Tensor, keep: bool) -> tuple[State, list[Kept]]:
+    def forward(self, output: Tensor, keep: bool) -> tuple[State, Kept]:
         rows = output.new_empty(2 * self.shape[0], self.shape[1], output.size(1) // 2)
         state, kept = super().forward(rows, keep)
         output.copy_(self.as_columns(rows))
@@ -434,7 +450,7 @@ class Both(Direction):
     def backward(
         self,
         output: Tensor,
-        kept: list[Kept],
+        kept: Kept,
         grad_output: Tensor | None,
         grad_finals: Sequence[Tensor | None],
         grad_input: Tensor | None,
@@ -463,9 +479,8 @@ class Options(NamedTuple):
     """Of a layer, beside its tensors."""
 
     equation: Equation
-    sizes: list[int]
-    checkpoint_every: int | None
-    both: bool
+    sizes: tuple[int, ...]
+    plans: list[Plan]  # of each direction, or one of both at once
     bias_after: bool  # b_ih is added after the product, as ATen does for an input that is not contiguous
 
 
@@ -487,22 +502,26 @@ class Layer(Function):
     def directions(
         options: Options, input: Tensor, states: Sequence[State], weights: Sequence[Weights]
     ) -> list[Direction]:
-        equation, sizes, every, both, bias_after = options
-        if both:
-            return [Both(equation, input, sizes, states, weights, every)]
-        each = zip(states, weights, (False, True), strict=False)
-        return [Direction(equation, input, sizes, *arguments, every, bias_after) for arguments in each]
+        _, _, plans, bias_after = options
+        if len(plans) < len(states):
+            return [Both(plans[0], input, states, weights)]
+        return [Direction(plans[d], input, states[d], weights[d], bias_after) for d in range(len(plans))]
 
     @staticmethod
     def run(
         options: Options, input: Tensor, states: Sequence[State], weights: Sequence[Weights], keep: bool
-    ) -> tuple[Tensor, list[Tensor], list[list[Kept]]]:
-        """The output (S, D*H_out), the states after the last step, and of each direction what its way back needs."""
+    ) -> tuple[Tensor, list[Tensor], Kept]:
+        """The output (S, D*H_out), the states after the last step, and what the way back needs, each of the directions
+        one after the other."""
         directions = Layer.directions(options, input, states, weights)
         output = input.new_empty(input.size(0), len(states) * states[0][0].size(1))
-        columns = Layer.columns(output, len(directions))
-        finals, kept = zip(*(d.forward(y, keep) for d, y in zip(directions, columns, strict=True)), strict=True)
-        return output, [s for state in finals for s in state], list(kept)
+        finals: list[Tensor] = []
+        kept: Kept = []
+        for direction, columns in zip(directions, Layer.columns(output, len(directions)), strict=True):
+            final, of_direction = direction.forward(columns, keep)
+            finals += final
+            kept += of_direction
+        return output, finals, kept
 
     @staticmethod
     def columns(rows: Tensor, D: int) -> Sequence[Tensor]:
@@ -514,9 +533,7 @@ class Layer(Function):
         output, finals, kept = Layer.run(options, input, *group, keep=True)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.count = options, len(tensors)
-        ctx.form = [[(len(k.state), len(k.tape)) for k in spans] for spans in kept]
-        flat = [t for spans in kept for state, m, tape in spans for t in (*state, m, *tape)]
-        ctx.save_for_backward(input, output, *tensors, *flat)
+        ctx.save_for_backward(input, output, *tensors, *kept)
         return output, *finals
 
     @staticmethod
@@ -524,16 +541,12 @@ class Layer(Function):
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return Layer.backward(ctx, *grads)
-        input, output, *saved = ctx.saved_tensors
-        tensors, flat = saved[: ctx.count], iter(saved[ctx.count :])
-        kept = [
-            [Kept(tuple(islice(flat, s)), next(flat), tuple(islice(flat, t))) for s, t in form] for form in ctx.form
-        ]
-        del saved, flat
+        input, output, *kept = ctx.saved_tensors
         ctx.maybe_clear_saved_tensors()  # unless the graph is retained: a tape can go as soon as it has been used
-        needed = ctx.needs_input_grad[2:]
+        tensors, needed = kept[: ctx.count], ctx.needs_input_grad[2:]
+        del kept[: ctx.count]
         # Gradients are enabled in here only if these ones are to be differentiated, too.
-        if torch.is_grad_enabled() or not plain(grads):
+        if torch.is_grad_enabled() or not checks.plain([g for g in grads if g is not None], input.dtype):
             return None, None, *differentiate(ctx.options, grads, needed, (input, *tensors))
         grad_output, *grad_finals = grads
         grad_input = input.new_empty(input.shape) if needed[0] else None
@@ -541,12 +554,14 @@ class Layer(Function):
         D = len(directions)
         outputs = Layer.columns(output, D)
         grad_outputs = [None] * D if grad_output is None else Layer.columns(grad_output, D)
-        width, finals = len(tensors) // D, len(grad_finals) // D
+        each, width, finals = len(kept) // D, len(tensors) // D, len(grad_finals) // D
         result: list[Tensor | None] = []
         for d, direction in enumerate(directions):
+            of_direction = kept[:each]
+            del kept[:each]
             result += direction.backward(
                 outputs[d],
-                kept[d],
+                of_direction,
                 grad_outputs[d],
                 grad_finals[d * finals : (d + 1) * finals],
                 grad_input,
@@ -559,7 +574,7 @@ def differentiate(
     options: Options, grads: Sequence[Tensor | None], needed: Sequence[bool], tensors: Sequence[Any]
 ) -> list[Tensor | None]:
     """What Layer.backward returns for `tensors`, by the readable path, so that it can be differentiated again."""
-    equation, sizes, *_ = options
+    equation, sizes, _, _ = options
     with torch.enable_grad():
         # Each an alias of its own, so that a tensor given twice has two gradients.
         aliases: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
@@ -572,6 +587,15 @@ def differentiate(
     found = torch.autograd.grad(ys, [aliases[k] for k in wanted], gs, create_graph=True, allow_unused=True)
     by_place = dict(zip(wanted, found, strict=True))
     return [by_place.get(k) for k in range(len(tensors))]
+
+
+def layer(options: Options, group: Group, input: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
+    """The output and the states of a layer; its graph, if it is to be differentiated by any of these."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *tensors)):
+        output, *flat = Layer.apply(options, group, input, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        output, flat, _ = Layer.run(options, input, *group, keep=False)
+    return output, flat
 
 
 def stack(
@@ -593,22 +617,22 @@ def stack(
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be None or a positive number of steps, got {checkpoint_every}")
     L = input.size(0)
-    sizes = list(batch_sizes) if batch_sizes is not None else [input.size(1)] * L
+    sizes = tuple(batch_sizes) if batch_sizes is not None else (input.size(1),) * L
     output = input if batch_sizes is not None else input.flatten(0, 1)
-    D, S, graded = 2 if bidirectional else 1, len(equation.state), torch.is_grad_enabled()
+    D, S = 2 if bidirectional else 1, len(equation.state)
     finals: list[State] = []
     for k in range(0, len(weights), D):
         if k and dropout:
             output = F.dropout(output, dropout)
         group = states[k : k + D], weights[k : k + D]
-        both, bias_after = Both.pays(sizes, *group), k == 0 and not input.is_contiguous()
-        options = Options(equation, sizes, checkpoint_every, both, bias_after)
-        tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)] if graded else []
-        with recurrence.named(equation, k // D):
-            if graded and any(t is not None and t.requires_grad for t in (output, *tensors)):
-                output, *flat = Layer.apply(options, group, output, *tensors)  # type: ignore[no-untyped-call]
-            else:
-                output, flat, _ = Layer.run(options, output, *group, keep=False)
+        both, bias_after = bidirectional and Both.pays(sizes, *group), k == 0 and not input.is_contiguous()
+        N, cells = states[k][0].size(0), states[k][-1].size(1)  # the last state has H_cell columns
+        w_ih, w_hh = weights[k].w_ih.shape, weights[k].w_hh.shape
+        planned = plans(equation.step, sizes, N, cells, w_ih, w_hh, D, both, checkpoint_every)
+        options = Options(equation, sizes, planned, bias_after)
+        tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)]
+        run = recurrence.named(equation, k // D, layer)
+        output, flat = run(options, group, output, tensors)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 
@@ -618,41 +642,22 @@ TELLING = all(
     hasattr(owner, name)
     for owner, names in {
         torch._C: ("_is_tracing", "_len_torch_dispatch_stack"),
-        torch._C._functorch: ("peek_interpreter_stack", "is_functorch_wrapped_tensor", "is_legacy_batchedtensor"),
+        torch._C._functorch: ("peek_interpreter_stack",),
         forward_ad: ("_current_level",),
     }.items()
     for name in names
 )
 
 
-def plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether they are strided tensors on a CPU and nothing else."""
-    return all(
-        tensor is None
-        or (
-            type(tensor) in (Tensor, Parameter)
-            and tensor.is_cpu
-            and tensor.layout == torch.strided
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-        )
-        for tensor in tensors
-    )
+def serves(input: Tensor) -> bool:
+    """Whether `stack` may run for this input and plain states and weights, here and now: in float32 and float64.
 
-
-def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: Sequence[Weights]) -> bool:
-    """Whether `stack` may run for these arguments, here and now.
-
-    It is for equations that have a kernel, in float32 and float64 on a CPU, on plain tensors. Whatever looks into the
-    operations or computes with something else than numbers takes the readable path: the compiler and its tracers,
-    functorch's transforms, forward-mode differentiation, dispatch modes, subclasses of Tensor, autocast.
+    Whatever looks into the operations or computes with something else than numbers takes the readable path: tracers,
+    functorch's transforms, forward-mode differentiation, dispatch modes, autocast. The compiler doesn't come here.
     """
-    dtype, tensors = input.dtype, [input, *(t for group in (*states, *weights) for t in group)]
     return (
         TELLING
-        and dtype in (torch.float32, torch.float64)
-        and equation in KERNELS
-        and not torch.compiler.is_compiling()
+        and input.dtype in (torch.float32, torch.float64)
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -660,21 +665,20 @@ def serves(equation: Equation, input: Tensor, states: Sequence[State], weights: 
         and not torch.is_autocast_enabled("cpu")
         and input.numel() > 0
         and input.dim() > 1  # packed data of one dimension are left to be refused there in torch.nn's words
-        and all(t is None or t.dtype == dtype for t in tensors)
-        and plain(tensors)
     )
 
 
-def pays(equation: Equation, steps: int, states: Sequence[State], weights: Sequence[Weights]) -> bool:
-    """Whether so many steps, or so large ones, take less time by `stack` than by the readable path."""
-    kernel = KERNELS.get(equation)
-    if kernel is None or steps < 3:
-        return False
-    return steps >= kernel.pays_from or states[0][0].size(0) * weights[0].w_hh.numel() >= LARGE_STEP
+def pays(kernel: Kernel, steps: int, states: Sequence[State], weights: Sequence[Weights]) -> bool:
+    """Whether so many steps, or so large ones, take less time by `stack` than otherwise."""
+    w_hh, graph = weights[0].w_hh, torch.is_grad_enabled()
+    if steps >= kernel.pays_from[w_hh.dtype][graph]:
+        return True
+    return graph and steps >= FEWEST and states[0][0].size(0) * w_hh.numel() >= LARGE_STEP
 
 
 def stack_by(
     path: str,
+    plain: bool,
     equation: Equation,
     input: Tensor,
     states: Sequence[State],
@@ -684,9 +688,16 @@ def stack_by(
     bidirectional: bool,
     checkpoint_every: int | None,
 ) -> tuple[Tensor, list[State]]:
-    """`stack` where path is "fast" and it serves and pays, or "always fast" and it serves, else recurrence.stack."""
-    given = equation, input, states, weights
+    """`stack` where path is "fast" and it serves and pays, or "always fast" and it serves, else recurrence.stack; where
+    only paying is wanting, by `joined`, if the equation has its gates see a sum. plain: what checks.plain says of all
+    tensors."""
+    given = equation, input, states, weights, batch_sizes, dropout, bidirectional
+    kernel = KERNELS.get(equation.step)
+    if path == "readable" or not plain or kernel is None or not serves(input):
+        return recurrence.stack(*given)
     steps = input.size(0) if batch_sizes is None else len(batch_sizes)
-    if (path == "always fast" or (path == "fast" and pays(equation, steps, states, weights))) and serves(*given):
-        return stack(*given, batch_sizes, dropout, bidirectional, checkpoint_every)
-    return recurrence.stack(*given, batch_sizes, dropout, bidirectional)
+    if path == "always fast" or pays(kernel, steps, states, weights):
+        return stack(*given, checkpoint_every)
+    # In float64, values are to be the same bits.
+    joins = kernel.summed and steps >= FEWEST and input.dtype == torch.float32
+    return recurrence.stack(*given, joined.unroll if joins else recurrence.unroll)

@@ -6,14 +6,35 @@ torch operations would broadcast in silence, or would fail only halfway through 
 
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 Size = tuple[int, ...]
+#: What tells of functorch's tensors is torch's own. Should it go, no tensor is taken to be plain, and nothing else.
+TELLING = all(
+    hasattr(torch._C._functorch, f"is_{name}") for name in ("functorch_wrapped_tensor", "legacy_batchedtensor")
+)
+
+
+def plain(tensors: Iterable[Any], dtype: torch.dtype) -> bool:
+    """Whether these are strided tensors of that dtype on a CPU, and nothing else."""
+    for tensor in tensors:
+        if not (
+            type(tensor) in (Tensor, Parameter)
+            and tensor.dtype == dtype
+            and tensor.is_cpu
+            and tensor.layout == torch.strided
+            and TELLING
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+        ):
+            return False
+    return True
 
 
 def check_options(

@@ -105,7 +105,7 @@ def scan_unroll(
 
 
 def _scanned(equation: Equation, weights: Weights, state: State, igates: Tensor) -> tuple[State, Tensor]:
-    state = recurrence.step(equation, igates, state, weights)
+    state = recurrence.step(equation, igates, recurrence.hgates(weights), state, weights.w_hr)
     return state, state[0].clone()  # scan wants no two results to be one tensor
 
 
@@ -149,7 +149,7 @@ class Call(NamedTuple):
             nullcontext() if self.autocast is None else torch.autocast(device, self.autocast, cache_enabled=False)
         )
         with autocast:
-            output, finals = bptt.stack_by(self.path, *arguments)
+            output, finals = bptt.stack_by(self.path, checks.plain(self.tensors, self.input.dtype), *arguments)
         return [output, *(s for final in finals for s in final)]
 
     def record(self) -> Record:

@@ -13,6 +13,7 @@ In the loops a step is one product and few small operations, each a call from Py
 `back_views` are there so that a call can take several gates at once.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -21,17 +22,26 @@ import torch
 from torch import Tensor
 
 from . import matmul
-from .equations import EQUATIONS, Equation, State
+from .equations import EQUATIONS, State, Step
 from .matmul import Product
 
 Rows: TypeAlias = tuple[Tensor, ...]  # tensors with the same rows
+PaysFrom: TypeAlias = dict[torch.dtype, tuple[float, float]]
 Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step, its part of several tensors' rows
 
 COPIED = 2**13  # pre-activations in a step, up to which copying them costs less than looking at them where they are
 
-_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (grad, y, grad_input=): grad * y * (1 - y)
-_tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (grad, y, grad_input=): grad * (1 - y*y)
-_threshold_backward = torch.ops.aten.threshold_backward.grad_input  # (grad, y, 0, grad_input=): grad where y > 0
+
+def _direct(operator: Any) -> Callable[..., Tensor]:
+    """An operator that torch doesn't offer by a function, without the Python around it, which takes a third of a call.
+    Should torch hide it otherwise, the operator itself does."""
+    return getattr(operator, "_op", operator)  # type: ignore[no-any-return]
+
+
+_aten = torch.ops.aten
+_sigmoid_backward = _direct(_aten.sigmoid_backward.grad_input)  # (grad, y, grad_input=): grad * y * (1 - y)
+_tanh_backward = _direct(_aten.tanh_backward.grad_input)  # (grad, y, grad_input=): grad * (1 - y*y)
+_threshold_backward = _direct(_aten.threshold_backward.grad_input)  # (grad, y, 0, grad_input=): grad where y > 0
 
 
 class Arithmetic(NamedTuple):
@@ -102,9 +112,11 @@ def arithmetic(dtype: torch.dtype, rows: int, cells: int) -> Arithmetic:
 
 
 class Kernel(Protocol):
+    summed: bool  # gates see igates and hgates as a sum only
     tapeless: bool  # the derivatives need the output, but no tape: igates may stand where the output goes
     derived: int  # the space that derivatives take, in H
-    pays_from: int  # small steps, by measurement; fewer are faster on the readable path
+    #: Small steps, without a graph and with one, by measurement; fewer take longer this way.
+    pays_from: PaysFrom
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         """What to add to igates, where hgates come without b_hh and `tape` sees to the rest of it."""
@@ -162,6 +174,8 @@ def shared(x: Tensor, rows: int) -> Tensor:
 class Summed:
     """What kernels share whose gates see igates and hgates as a sum only."""
 
+    summed = True
+
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         return b_ih + b_hh
 
@@ -180,7 +194,7 @@ class RNN(Summed):
 
     tapeless = True
     derived = 1
-    pays_from = 12
+    pays_from: PaysFrom = {torch.float32: (18, 14), torch.float64: (math.inf, 10)}
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
@@ -229,7 +243,7 @@ class LSTM(Summed):
 
     tapeless = False
     derived = 5
-    pays_from = 5
+    pays_from: PaysFrom = {torch.float32: (6, 4), torch.float64: (12, 5)}
 
     def tape(self, x: Tensor, b_hh: Tensor | None, rows: int, spare: Tensor | None) -> Rows:
         shape = rows, *x.shape[1:-1], x.size(-1) // 4
@@ -295,9 +309,10 @@ class GRU:
     n_i, r, z, n_h: the first three are of igates, the last three of hgates.
     """
 
+    summed = False
     tapeless = False
     derived = 4
-    pays_from = 5
+    pays_from: PaysFrom = {torch.float32: (4, 4), torch.float64: (6, 4)}
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         bias, rz = b_ih.clone(), b_ih.size(-1) // 3 * 2
@@ -364,9 +379,9 @@ class GRU:
 
 
 #: The kernels of torch.nn's equations. An equation that is not here takes the readable path.
-KERNELS: dict[Equation, Kernel] = {
-    EQUATIONS["RNN_TANH"]: RNN(relu=False),
-    EQUATIONS["RNN_RELU"]: RNN(relu=True),
-    EQUATIONS["LSTM"]: LSTM(),
-    EQUATIONS["GRU"]: GRU(),
+KERNELS: dict[Step, Kernel] = {
+    EQUATIONS["RNN_TANH"].step: RNN(relu=False),
+    EQUATIONS["RNN_RELU"].step: RNN(relu=True),
+    EQUATIONS["LSTM"].step: LSTM(),
+    EQUATIONS["GRU"].step: GRU(),
 }

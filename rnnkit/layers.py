@@ -31,9 +31,10 @@ class RNNBase(nn.Module):
 
     Two attributes say how it is computed. Set them on a module, on a class, or for all layers on RNNBase:
 
-    path              "fast": by hand, in place (bptt) where that serves and pays, else as "readable": the definition,
-                      in plain torch operations (recurrence). "always fast": by hand also where that is slower, which
-                      a few small steps are
+    path              "fast": by hand, in place (bptt) where that serves and pays; where it doesn't pay, in a graph with
+                      fewer operations (joined), if the equation allows it; else as "readable": the definition, in
+                      plain torch operations (recurrence). "always fast": by hand also where that is slower, which a
+                      few small steps are
     checkpoint_every  of the fast path: to save memory, keep the state of every so many steps and compute the rest again
                       on the way back; None keeps all
     """
@@ -129,10 +130,12 @@ class RNNBase(nn.Module):
                 hx = hx if batched else self._each(hx, lambda state: state.unsqueeze(1))
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        all_weights = self._fetch_weights()
-        self._check(data, hx, batch_sizes, all_weights, N)
+        all_weights, tracing = self._fetch_weights(), torch.compiler.is_compiling()
+        plain = self._check(data, hx, batch_sizes, all_weights, N, tracing)
 
         output, finals = self._stack(
+            tracing,
+            plain,
             data.transpose(0, 1) if self.batch_first and not packed else data,
             self._first_states(data, hx, N, packed),
             [self._as_weights(*weights) for weights in all_weights],
@@ -154,20 +157,24 @@ class RNNBase(nn.Module):
         return output, hx
 
     def _stack(
-        self, input: Tensor, states: list[State], weights: list[Weights], batch_sizes: Tensor | None
+        self,
+        tracing: bool,
+        plain: bool,
+        input: Tensor,
+        states: list[State],
+        weights: list[Weights],
+        batch_sizes: Tensor | None,
     ) -> tuple[Tensor, list[State]]:
         """The layers, by the graph's path under the compiler, else by the fast one where that is asked for and serves,
         else by the readable one."""
         if self.path not in ("fast", "always fast", "readable"):
             raise ValueError(f"path should be 'fast', 'always fast' or 'readable', got: {self.path!r}")
+        given = self.equation, input, states, weights
         options = self.dropout if self.training else 0.0, self.bidirectional
-        if torch.compiler.is_compiling():
-            return graph.stack(
-                self.equation, input, states, weights, batch_sizes, *options, self.path, self.checkpoint_every
-            )
+        if tracing:
+            return graph.stack(*given, batch_sizes, *options, self.path, self.checkpoint_every)
         sizes = None if batch_sizes is None else batch_sizes.tolist()
-        arguments = (self.equation, input, states, weights, sizes, *options, self.checkpoint_every)
-        return bptt.stack_by(self.path, *arguments)
+        return bptt.stack_by(self.path, plain, *given, sizes, *options, self.checkpoint_every)
 
     def _fused_by_autocast(self, data: Tensor) -> bool:
         """Whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
@@ -204,9 +211,9 @@ class RNNBase(nn.Module):
     def _first_states(self, data: Tensor, hx: Any, N: Any, packed: bool) -> list[State]:
         """Of each layer and direction."""
         if hx is None:
-            (layers, *of_h), *others = self._state_sizes(N)
-            h = data.new_zeros(of_h)
-            return [(h, *(h if of_h == size else data.new_zeros(size) for _, *size in others))] * layers
+            of_h, *others = self._state_sizes(N)
+            h = data.new_zeros(of_h[1:])
+            return [(h, *[h if size == of_h else data.new_zeros(size[1:]) for size in others])] * of_h[0]
         if packed and self.mode == "LSTM":
             hx = hx[0], hx[1].expand(-1, N, self.hidden_size)  # torch.nn takes a c_0 that can be broadcast
         return list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False))
@@ -255,25 +262,35 @@ class RNNBase(nn.Module):
         """hx with its batch in another order."""
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
-    def _check(self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int) -> None:
-        """What a call must satisfy beyond its ranks; see checks."""
+    def _check(
+        self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int, tracing: bool
+    ) -> bool:
+        """What a call must satisfy beyond its ranks; see checks. Return whether all tensors are plain.
+
+        tracing  into a graph, which can't ask what batch_sizes hold: its operator does
+        """
         flat_weights = [weight for weights in all_weights for weight in weights]
-        tracing = torch.compiler.is_compiling()  # a graph can't ask what batch_sizes hold: its operator does
         if self.mode != "LSTM" or batch_sizes is None or tracing:
             self.check_forward_args(data, hx, batch_sizes, N)
         if hx is not None and self._states > 1:
             checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states)
-        checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
-        w_hh, b_hh = flat_weights[1], flat_weights[3] if self.bias else None
-        if batch_sizes is None:
-            checks.check_devices(data, () if hx is None else self._tuple(hx), flat_weights)
-        elif not tracing:
+        states = () if hx is None else self._tuple(hx)
+        plain = not tracing and checks.plain((data, *states, *flat_weights), data.dtype)
+        if not plain:
+            checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
+            if batch_sizes is None:
+                checks.check_devices(data, states, flat_weights)
+        if batch_sizes is not None and not tracing:
             checks.check_packed(data, batch_sizes)
             if self.mode == "LSTM":
                 sizes = self._state_sizes(N)
                 pair = [data.new_empty(size) for size in sizes] if hx is None else hx  # whose sizes alone are looked at
                 checks.check_packed_pair(data, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
-        checks.check_hx_dtype(data if hx is None else self._tuple(hx)[0], w_hh, b_hh)
+        if not plain:
+            checks.check_hx_dtype(
+                states[0] if states else data, flat_weights[1], flat_weights[3] if self.bias else None
+            )
+        return plain
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
@@ -293,7 +310,8 @@ class RNNBase(nn.Module):
         return input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        weight = getattr(self, self._all_weights[0][0])
+        name = self._all_weights[0][0]
+        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
         checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
 
     def check_hidden_size(

@@ -130,7 +130,7 @@ def by_onednn(use: Use, rows: int, shape: Sequence[int], dtype: torch.dtype) -> 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:
     """x @ w.T, once with this weight."""
-    return _onednn(x, w) if by_onednn("alone", len(x), w.shape, w.dtype) else F.linear(x, w)
+    return _onednn(x, w) if by_onednn("alone", x.size(0), w.shape, w.dtype) else F.linear(x, w)
 
 
 def spread(like: Tensor, *shape: int) -> Tensor:
@@ -145,17 +145,21 @@ def for_many(rows: int, w: Tensor) -> Tensor:
     return spread(w, *w.shape).copy_(w) if rows >= MANY_ROWS else w
 
 
+def nowhere(rows: int) -> None:
+    """Room for so many rows, if it is to be found by the product."""
+
+
 def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
-    written to room(len(x)), or to memory of its own where there is none or that takes less time."""
+    written to room(x.size(0)), or to memory of its own where there is none or that takes less time."""
     if by_onednn("alone", rows, w.shape, w.dtype):
         packed = _pack(w, rows)
         return lambda x, _: _onednn(x, packed, b)
     w_t = for_many(total, w).t()
     if b is None:
-        return lambda x, room: torch.mm(x, w_t, out=room(len(x)))
+        return lambda x, room: torch.mm(x, w_t, out=room(x.size(0)))
     # MKL would have the bias written to every row first, and read again.
-    return lambda x, room: torch.mm(x, w_t, out=room(len(x))).add_(b)
+    return lambda x, room: torch.mm(x, w_t, out=room(x.size(0))).add_(b)
 
 
 def transposed(w: Tensor) -> Tensor:
@@ -168,15 +172,14 @@ def transposed(w: Tensor) -> Tensor:
     return w_t
 
 
-def repeated(times: int, rows: int, w: Tensor) -> Product:
-    """For so many products with w.T, of at most so many rows each."""
-    if times >= WORTH_PACKING and by_onednn("added", rows, w.shape, w.dtype):
-        return Product(_pack(w, rows), _onednn_addmm, _onednn_mm)
-    w_t = w.t()
+def repeated(times: int, rows: int, w_t: Tensor) -> Product:
+    """For so many products with w_t, of at most so many rows each."""
+    if times >= WORTH_PACKING and by_onednn("added", rows, w_t.shape[::-1], w_t.dtype):
+        return Product(_pack(w_t.t(), rows), _onednn_addmm, _onednn_mm)
     # It gains less where it is transposed as it is. One or two rows wait for a large one, however it lies.
-    worth = 2 * WORTH_A_COPY if w_t.is_contiguous() else WORTH_A_COPY
-    if times >= worth and (rows > 2 or w.numel() <= LARGE):
-        w_t = transposed(w)
+    worth = times >= 2 * WORTH_A_COPY or (times >= WORTH_A_COPY and not w_t.is_contiguous())
+    if worth and (rows > 2 or w_t.numel() <= LARGE):
+        w_t = transposed(w_t.t())
     return Product(w_t, torch.addmm, torch.mm)
 
 
@@ -195,7 +198,7 @@ def gradient(dy: Tensor) -> Gradient:
     copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
 
     def gradient(x: Tensor, total: Tensor | None) -> Tensor:
-        if not by_onednn("gradient", len(dy), (dy.size(1), x.size(1)), dy.dtype):
+        if not by_onednn("gradient", dy.size(0), (dy.size(1), x.size(1)), dy.dtype):
             return torch.mm(dy.t(), x) if total is None else total.addmm_(dy.t(), x)
         if not copies:
             copies.append(dy.to_mkldnn())

@@ -8,7 +8,6 @@ Plain torch operations and nothing written in place: this is the definition, and
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -28,13 +27,25 @@ class Weights(NamedTuple):
     w_hr: Tensor | None = None  # (H_out, H_cell)
 
 
-def step(equation: Equation, igates: Tensor, state: State, weights: Weights) -> State:
+Hgates: TypeAlias = Callable[[Tensor], Any]  # h (n, H_out) -> hgates (n, G*H_cell)
+Run: TypeAlias = Callable[..., Any]
+Products: TypeAlias = Callable[[Tensor, Weights], tuple[Tensor, Hgates]]
+
+
+def hgates(weights: Weights) -> Hgates:
+    """The function that forms what the state says to its gates."""
+    return lambda h: F.linear(h, weights.w_hh, weights.b_hh)
+
+
+def products(input: Tensor, weights: Weights) -> tuple[Tensor, Hgates]:
+    """The igates (..., G*H_cell) of all steps at once, and the function that forms the hgates of one."""
+    return F.linear(input, weights.w_ih, weights.b_ih), hgates(weights)
+
+
+def step(equation: Equation, igates: Tensor, hgates: Hgates, state: State, w_hr: Tensor | None) -> State:
     """The state after one step, whose input says `igates` (n, G*H_cell)."""
-    hgates = F.linear(state[0], weights.w_hh, weights.b_hh)  # (n, G*H_cell)
-    state, _ = equation.step(igates, hgates, state)
-    if weights.w_hr is not None:
-        state = (F.linear(state[0], weights.w_hr), *state[1:])  # (n, H_out)
-    return state
+    state, _ = equation.step(igates, hgates(state[0]), state)
+    return state if w_hr is None else (F.linear(state[0], w_hr), *state[1:])  # h (n, H_out)
 
 
 def unroll(
@@ -44,6 +55,7 @@ def unroll(
     weights: Weights,
     batch_sizes: Sequence[int] | None,
     reverse: bool,
+    products: Products = products,
 ) -> tuple[Tensor, State]:
     """Take `equation` over the steps of `input`, from the last to the first if `reverse`.
 
@@ -51,7 +63,7 @@ def unroll(
     state   h (N, H_out), and for an LSTM c (N, H_cell)
     returns output (L, N, H_out) or (S, H_out), and the state after the last step
     """
-    igates = F.linear(input, weights.w_ih, weights.b_ih)  # (..., G*H_cell), all steps in one product
+    igates, hgates = products(input, weights)
     packed = batch_sizes is not None
     steps = igates.split_with_sizes(batch_sizes) if batch_sizes is not None else igates.unbind(0)
     outputs: list[Tensor] = []
@@ -62,7 +74,7 @@ def unroll(
             whole = tuple(torch.cat(pair) for pair in zip(state, rest, strict=True)) if rest else state
             state = tuple(s[: len(x)] for s in whole)
             rest = tuple(s[len(x) :] for s in whole) if len(x) < len(whole[0]) else ()
-        state = step(equation, x, state, weights)
+        state = step(equation, x, hgates, state, weights.w_hr)
         outputs.append(state[0])
     if rest:
         state = tuple(torch.cat(pair) for pair in zip(state, rest, strict=True))
@@ -73,11 +85,17 @@ def unroll(
     return torch.cat(outputs) if packed else torch.stack(outputs), state
 
 
-def named(equation: Equation, layer: int) -> AbstractContextManager[Any]:
-    """Under a profiler, what runs inside goes by this layer's name, lstm_l0 for one; otherwise nothing happens."""
+def named(equation: Equation, layer: int, run: Run) -> Run:
+    """`run`, which under a profiler goes by this layer's name, lstm_l0 for one."""
     # torch keeps this flag for itself: should it go, so does the name, and nothing else.
-    profiled = getattr(torch.autograd.profiler, "_is_profiler_enabled", False)
-    return torch.profiler.record_function(f"{equation.step.__name__}_l{layer}") if profiled else nullcontext()
+    if not getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
+        return run
+
+    def named(*arguments: Any) -> Any:
+        with torch.profiler.record_function(f"{equation.step.__name__}_l{layer}"):
+            return run(*arguments)
+
+    return named
 
 
 Unroll: TypeAlias = Callable[[Equation, Tensor, State, Weights, Sequence[int] | None, bool], tuple[Tensor, State]]
@@ -95,12 +113,11 @@ def layer(
 
     returns output (L, N, D*H_out) or (S, D*H_out), and the state of each direction
     """
-    results = [
-        unroll(equation, input, state, weight, batch_sizes, reverse)
-        for state, weight, reverse in zip(states, weights, (False, True), strict=False)
-    ]
-    outputs = [output for output, _ in results]
-    return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0], [state for _, state in results]
+    output, final = unroll(equation, input, states[0], weights[0], batch_sizes, False)
+    if len(states) == 1:
+        return output, [final]
+    reverse, last = unroll(equation, input, states[1], weights[1], batch_sizes, True)
+    return torch.cat((output, reverse), -1), [final, last]
 
 
 def stack(
@@ -122,7 +139,7 @@ def stack(
     for k in range(0, len(weights), D):
         if k and dropout:
             output = F.dropout(output, dropout)
-        with named(equation, k // D):
-            output, final = layer(equation, output, states[k : k + D], weights[k : k + D], batch_sizes, unroll)
+        run = named(equation, k // D, layer)
+        output, final = run(equation, output, states[k : k + D], weights[k : k + D], batch_sizes, unroll)
         finals += final
     return output, finals

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnkit import bptt, kernels, matmul, recurrence
+from rnnkit import bptt, checks, joined, kernels, matmul, recurrence
 from rnnkit.equations import EQUATIONS, Equation
 from rnnkit.recurrence import Weights
 
@@ -20,6 +20,14 @@ def by_onednn(faster, monkeypatch):
     for name in ("WORTH_MEASURING", "WORTH_PACKING"):
         monkeypatch.setattr(matmul, name, -1)
     monkeypatch.setattr(matmul, "_onednn_is_faster", lambda *_: faster)
+
+
+@pytest.fixture(autouse=True)
+def _plans_are_made_anew():
+    """They are kept by sizes, and tests change what else they depend on."""
+    bptt.plans.cache_clear()
+    yield
+    bptt.plans.cache_clear()
 
 
 @pytest.fixture(params=["small", "large", "oneDNN", "threads", "many spans"])
@@ -543,7 +551,7 @@ def test_both_libraries_form_the_same_products(rows, monkeypatch):
                     results.append(matmul.affine(total, rows, w, bias)(x, lambda _, out=out: out))
                     assert out is None or (results[-1] is out) == (rows == 1 or not onednn)
         for times in (1, 100):
-            repeated = matmul.repeated(times, rows, w)
+            repeated = matmul.repeated(times, rows, w.t())
             out = moved.clone()
             assert repeated.addmm(moved, x, repeated.w, out=out) is out
             assert (repeated.addmm is torch.addmm) == (rows == 1 or not onednn)
@@ -600,43 +608,76 @@ def test_deterministic_algorithms_do_not_depend_on_a_time(monkeypatch):
         case.run()
 
 
-def test_serves_plain_tensors_of_torch_nn_s_equations():
-    def served(case):
-        return bptt.serves(case.equation, case.input, case.states, case.weights)
+@pytest.fixture
+def way(monkeypatch):
+    """The function that tells which way a case takes."""
+    monkeypatch.setattr(bptt, "stack", lambda *_: "by hand")
+    monkeypatch.setattr(recurrence, "stack", lambda *args: "joined" if joined.unroll in args else "readable")
 
-    assert all(served(Case(mode, dtype=dtype)) for mode in MODES for dtype in (torch.float32, torch.float64))
-    assert served(Case(packed=True, proj=2, bias=False))
-    assert not any(served(Case(dtype=dtype)) for dtype in (torch.float16, torch.bfloat16, torch.complex64))
+    def way(case, path="always fast"):
+        plain = checks.plain(case.tensors, case.input.dtype)
+        arguments = case.equation, case.input, case.states, case.weights, case.batch_sizes, 0.0, case.D == 2, None
+        return bptt.stack_by(path, plain, *arguments)
+
+    return way
+
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def test_by_hand_go_plain_tensors_of_torch_nn_s_equations(way):
+    assert all(way(Case(mode, dtype=dtype)) == "by hand" for mode in MODES for dtype in FLOATS)
+    assert way(Case(packed=True, proj=2, bias=False)) == "by hand"
+    assert all(way(Case(dtype=dtype)) == "readable" for dtype in (torch.float16, torch.bfloat16, torch.complex64))
     own = Case()
     own.equation = Equation(lambda i, h, s: (s, ()), ("i",) * 4, ("h", "c"))
-    assert not served(own)
+    assert way(own) == "readable"
     empty = Case()
     empty.input = torch.empty(0, 4, 3, dtype=torch.float64)
-    assert not served(empty)
+    assert way(empty) == "readable"
     mixed = Case()
     mixed.states = [tuple(s.float() for s in state) for state in mixed.states]
-    assert not served(mixed)
+    assert way(mixed) == "readable"
 
 
-def test_pays_for_many_steps_and_for_large_ones():
-    def pays(steps, case):
-        return bptt.pays(case.equation, steps, case.states, case.weights)
-
-    for mode in MODES:
-        small, large = Case(mode), Case(mode, N=1024, H=128)
-        assert [pays(steps, small) for steps in (1, 3, 12)] == [False, False, True]
-        assert [pays(steps, large) for steps in (1, 3, 12)] == [False, True, True]
-    own = Case()
-    own.equation = Equation(lambda i, h, s: (s, ()), ("i",) * 4, ("h", "c"))
-    assert not pays(12, own)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_few_small_steps_are_joined_where_gates_see_a_sum_and_bits_may_differ(mode, packed, way, monkeypatch):
+    monkeypatch.setattr(bptt, "pays", lambda *_: False)
+    ways = {dtype: way(Case(mode, dtype=dtype, packed=packed), "fast") for dtype in (*FLOATS, torch.bfloat16)}
+    float32 = "readable" if mode == "GRU" else "joined"
+    assert ways == {torch.float32: float32, torch.float64: "readable", torch.bfloat16: "readable"}
+    assert all(way(Case(mode, dtype=dtype), "readable") == "readable" for dtype in FLOATS)
 
 
-def test_serves_nobody_who_looks_into_the_operations():
-    case = Case()
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", MODES)
+def test_pays_for_many_steps_and_in_training_for_large_ones(mode, dtype):
+    def pays(case, *steps):
+        return [bptt.pays(kernels.KERNELS[case.equation.step], n, case.states, case.weights) for n in steps]
+
+    small, large = Case(mode, dtype=dtype), Case(mode, dtype=dtype, N=1024, H=128)
+    assert pays(small, 2, 14) == [False, True]
+    assert pays(large, 2, 3) == [False, True]
+    with torch.no_grad():
+        assert pays(large, 2, 3) == [False, False]
+        # In float64 an RNN has the same operations either way.
+        assert pays(large, 18) == [not (mode.startswith("RNN") and dtype == torch.float64)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_or_two_steps_are_torch_nn_s_to_the_bit(mode, way):
+    assert all(way(Case(mode, dtype=dtype, L=L, H=1024), "fast") == "readable" for dtype in FLOATS for L in (1, 2))
+
+
+@pytest.mark.parametrize("path", ["fast", "always fast"])
+def test_whoever_looks_into_the_operations_sees_the_readable_path(path, way, monkeypatch):
+    monkeypatch.setattr(bptt, "pays", lambda *_: False)
+    case = Case(dtype=torch.float32)
     seen = []
 
     def served():
-        seen.append(bptt.serves(case.equation, case.input, case.states, case.weights))
+        seen.append(way(case, path) != "readable")
         return seen[-1]
 
     assert served()

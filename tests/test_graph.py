@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnkit
-from rnnkit import bptt, graph, recurrence
+from rnnkit import bptt, checks, graph, recurrence
 from rnnkit.equations import EQUATIONS
 
 DEEP = {"num_layers": 2, "bidirectional": True}
@@ -371,6 +371,7 @@ def test_what_is_used_of_torch_s_own_is_there():
     assert callable(torch._C._are_functorch_transforms_active)
     assert torch.autograd.profiler._is_profiler_enabled is False
     assert bptt.TELLING
+    assert checks.TELLING
 
 
 def test_without_them_modules_and_graphs_work(monkeypatch):
@@ -378,12 +379,13 @@ def test_without_them_modules_and_graphs_work(monkeypatch):
     module = build(rnnkit, "GRU")
     x = arguments(module)[0]
     assert_same(leaves(compiled(module)(x)), leaves(module(x)))
-    monkeypatch.setattr(bptt, "TELLING", False)
     monkeypatch.setattr(bptt, "stack", None)
-    assert_same(leaves(module(x)), leaves(compiled(module)(x)))
+    for owner in (bptt, checks):
+        with monkeypatch.context() as context:
+            context.setattr(owner, "TELLING", False)
+            assert_same(leaves(module(x)), leaves(compiled(module)(x)))
     monkeypatch.setattr(torch.autograd, "profiler", SimpleNamespace())
-    with recurrence.named(EQUATIONS["GRU"], 0) as nothing:
-        assert nothing is None
+    assert recurrence.named(EQUATIONS["GRU"], 0, len) is len
 
 
 # Cells --------------------------------------------------------------------------------------------------------------
