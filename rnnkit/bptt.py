@@ -16,6 +16,7 @@ Packed rows are the general case: of S rows step t has sizes[t], and in a padded
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
@@ -101,7 +102,10 @@ class Plan(NamedTuple):
     rewrites: bool  # what a tape held is computed once more on the way back
     spans: Sequence[Span]  # in this direction's order
     most: int  # rows in a span, at most
-    large: bool  # the weight of hgates
+
+    def ordered(self, steps: Sequence[Any], back: bool = False) -> Sequence[Any]:
+        """What is in the order of time, in that of this direction, or back; and the other way round."""
+        return steps[::-1] if self.reverse != back else steps
 
 
 @lru_cache(maxsize=256)
@@ -115,7 +119,7 @@ def plans(
     directions: int,
     both: bool,
     checkpoint_every: int | None,
-) -> list[Plan]:
+) -> tuple[Plan, ...]:
     """Of the directions of a layer with weights of these shapes, or the one of both at once. Programs make calls of the
     same sizes again and again: of a small one's time, this would be a good part."""
     kernel = KERNELS[step]
@@ -126,11 +130,11 @@ def plans(
     rewrites = checkpoint_every is not None and not kernel.tapeless
     in_time = spans(sizes, checkpoint_every if checkpoint_every and rewrites else steps)
     most = in_time[0].rows  # no span has more, as sizes only fall
-    padded, large = sizes[0] == sizes[-1] == N, math.prod(w_hh) > matmul.LARGE
-    return [
-        Plan(kernel, sizes, N, cells, reverse, padded, rewrites, in_time[::-1] if reverse else in_time, most, large)
+    padded = sizes[0] == sizes[-1] == N
+    return tuple(
+        Plan(kernel, sizes, N, cells, reverse, padded, rewrites, in_time[::-1] if reverse else in_time, most)
         for reverse in (False, True)[:directions]
-    ]
+    )
 
 
 class Direction:
@@ -155,33 +159,26 @@ class Direction:
     def forward(self, output: Tensor, keep: bool) -> tuple[State, Kept]:
         """Write the output. Return the state after the last step and what is to be kept: of each span the state before
         it, its output before projection, if it was projected, and its tape."""
-        carry = self.start(self.state, self.plan.sizes[-1 if self.plan.reverse else 0])
-        if keep:
-            kept = self.take(carry, output, keep)
-        else:
-            with torch.inference_mode():  # nothing here concerns autograd, and calls are cheaper without
-                kept = self.take(carry, output, keep)
-        return carry.whole(), kept
-
-    def take(self, carry: Carry, output: Tensor, keep: bool) -> Kept:
-        """Take the steps of all spans; return what is to be kept."""
-        self.prepare(keep)
         kept: Kept = []
-        for span in self.plan.spans:
-            state = carry.resize(span.sizes[-1 if self.plan.reverse else 0]) if keep else ()
-            if span is not self.plan.spans[0]:
-                state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
-            m, tape = self.run(span, carry, span.of(output), keep)
-            if keep:
-                kept += (*state, None) if self.plan.rewrites else (*state, m, *tape)
-        return kept
+        carry = self.start(self.state, self.plan.ordered(self.plan.sizes)[0])
+        # Nothing here concerns autograd, and calls are cheaper without; but what is kept has to be of its world.
+        with nullcontext() if keep else torch.inference_mode():
+            self.prepare(keep)
+            for span in self.plan.spans:
+                state = carry.resize(self.plan.ordered(span.sizes)[0]) if keep else ()
+                if span is not self.plan.spans[0]:
+                    state = tuple(s.clone() for s in state)  # its memory is the output's, or written again
+                m, tape = self.run(span, carry, span.of(output), keep)
+                if keep:
+                    kept += (*state, None) if self.plan.rewrites else (*state, m, *tape)
+        return carry.whole(), kept
 
     def prepare(self, keep: bool) -> None:
         """What all spans share on their way forward."""
         w_ih, w_hh, b_ih, b_hh, w_hr = self.weights
         self.arithmetic = arithmetic(w_hh.dtype, self.plan.N, self.plan.cells)
         self.whole: Tensor | None = None
-        self.room: Room = matmul.nowhere
+        self.room: Room = lambda _: None
         self.affine: Affine
         if self.arithmetic is EXACT:
             self.hgates = matmul.exact(w_hh, b_hh)
@@ -203,18 +200,18 @@ class Direction:
             self.prepare_igates(keep)
 
     def prepare_igates(self, keep: bool) -> None:
-        w_ih, most = self.weights.w_ih, self.plan.most
-        self.affine = matmul.affine(self.input.size(0), most, w_ih, self.bias)
-        # If their weight is large, hgates are added to rows that are spread, or it takes longer.
-        new = matmul.spread if self.plan.large else Tensor.new_empty
+        w_ih, w_hh = self.weights[:2]
+        self.affine = matmul.affine(self.input.size(0), self.plan.most, w_ih, self.bias)
+        large = w_hh.numel() > matmul.LARGE  # then hgates are added to rows that are spread, or it takes longer
+        new = matmul.spread if large else Tensor.new_empty
 
         def room(rows: int) -> Tensor:
             return new(self.input, rows, w_ih.size(0))
 
         if not keep and len(self.plan.spans) > 1:  # those of all spans go to the same memory
             once = cache(room)
-            self.room = lambda rows: once(most)[:rows]
-        elif self.plan.large:
+            self.room = lambda rows: once(self.plan.most)[:rows]
+        elif large:
             self.room = room
 
     def igates(self, span: Span, out: Tensor | None) -> Tensor:
@@ -244,8 +241,7 @@ class Direction:
         found: dict[int, Sequence[Tensor]] = {}
         for rows in tensors:
             if id(rows) not in found:
-                in_time = self.in_time(span, rows)
-                found[id(rows)] = in_time[::-1] if self.plan.reverse != back else in_time
+                found[id(rows)] = self.plan.ordered(self.in_time(span, rows), back)
         return [found[id(rows)] for rows in tensors]
 
     def in_time(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
@@ -264,7 +260,7 @@ class Direction:
         if self.plan.padded:
             return [(self.plan.N, parts)]
         result, start = [], 0
-        for n, steps in groupby(reversed(span.sizes) if self.plan.reverse != back else span.sizes):
+        for n, steps in groupby(self.plan.ordered(span.sizes, back)):
             end = start + len(list(steps))
             result.append((n, [part[start:end] for part in parts]))
             start = end
@@ -274,16 +270,18 @@ class Direction:
         """The states before the steps of a span, in rows like those after them, from the one before them all."""
         n, reverse = span.sizes[0], self.plan.reverse
         if n == span.sizes[-1]:
-            standing: State = ()
+
+            def shifted(s: Tensor, rows: Tensor) -> Tensor:
+                return torch.cat((rows[n:], s) if reverse else (s, rows[:-n]))
+
             if self.plan.padded and span is not self.plan.spans[0]:  # h stands in the output, a step away
-                standing = (span.of(output, n if reverse else -n),)
-            pairs = list(zip(state, after, strict=True))[len(standing) :]
-            return *standing, *[torch.cat((rows[n:], s) if reverse else (s, rows[:-n])) for s, rows in pairs]
+                return span.of(output, n if reverse else -n), *map(shifted, state[1:], after[1:])
+            return tuple(map(shifted, state, after))
         carry, states = self.carry(state), []
         for now in zip(*self.parts(span, after), strict=True):
             states.append(carry.resize(now[0].size(0)))
             carry.state = now
-        return tuple(torch.cat(rows) for rows in zip(*(states[::-1] if reverse else states), strict=True))
+        return tuple(torch.cat(rows) for rows in zip(*self.plan.ordered(states), strict=True))
 
     def backward(
         self,
@@ -303,11 +301,11 @@ class Direction:
         self.dh = self.repeated(w_hh)
         self.unproject = None if w_hr is None else self.repeated(w_hr)
         space = matmul.spread(w_hh, plan.most, *self.input.shape[1:-1], kernel.derived * plan.cells)
-        totals: list[Tensor | None] = [None] * 5
+        totals: list[Tensor | None] = [None] * len(Weights._fields)
         sum_of_da: Tensor | None = None
         pairs = zip(self.state, grad_finals, strict=True)
         grads = tuple([torch.zeros_like(s) if g is None else g.clone() for s, g in pairs])
-        carry = self.start(grads, plan.sizes[0 if plan.reverse else -1])
+        carry = self.start(grads, plan.ordered(plan.sizes)[-1])
         w_x = kernel.in_order(w_ih).mT if grad_input is not None else None
         each = len(kept) // len(plan.spans)
         for span in reversed(plan.spans):
@@ -480,7 +478,7 @@ class Options(NamedTuple):
 
     equation: Equation
     sizes: tuple[int, ...]
-    plans: list[Plan]  # of each direction, or one of both at once
+    plans: tuple[Plan, ...]  # of each direction, or one of both at once
     bias_after: bool  # b_ih is added after the product, as ATen does for an input that is not contiguous
 
 
@@ -589,9 +587,11 @@ def differentiate(
     return [by_place.get(k) for k in range(len(tensors))]
 
 
-def layer(options: Options, group: Group, input: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
+def layer(options: Options, group: Group, input: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The output and the states of a layer; its graph, if it is to be differentiated by any of these."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *tensors)):
+    graded = torch.is_grad_enabled()
+    tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)] if graded else []
+    if graded and any(t is not None and t.requires_grad for t in (input, *tensors)):
         output, *flat = Layer.apply(options, group, input, *tensors)  # type: ignore[no-untyped-call]
     else:
         output, flat, _ = Layer.run(options, input, *group, keep=False)
@@ -630,9 +630,8 @@ def stack(
         w_ih, w_hh = weights[k].w_ih.shape, weights[k].w_hh.shape
         planned = plans(equation.step, sizes, N, cells, w_ih, w_hh, D, both, checkpoint_every)
         options = Options(equation, sizes, planned, bias_after)
-        tensors = [t for state, weight in zip(*group, strict=True) for t in (*weight, *state)]
         run = recurrence.named(equation, k // D, layer)
-        output, flat = run(options, group, output, tensors)
+        output, flat = run(options, group, output)
         finals += [tuple(flat[i : i + S]) for i in range(0, len(flat), S)]
     return output if batch_sizes is not None else output.view(L, -1, output.size(1)), finals
 

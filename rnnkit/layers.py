@@ -244,10 +244,11 @@ class RNNBase(nn.Module):
 
     def _fetch_weights(self) -> list[list[Any]]:
         # No property: nn.Module takes an AttributeError inside one for the want of the property, not of the weight.
+        return [[self._weight(name) for name in names] for names in self._all_weights]
+
+    def _weight(self, name: str) -> Any:
         known = self._parameters  # most are; finding one there first is faster
-        return [
-            [known[name] if name in known else getattr(self, name) for name in names] for names in self._all_weights
-        ]
+        return known[name] if name in known else getattr(self, name)
 
     def flatten_parameters(self) -> None:
         """Nothing: there is no flat buffer to rebuild. Here because programs call it."""
@@ -310,8 +311,7 @@ class RNNBase(nn.Module):
         return input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        name = self._all_weights[0][0]
-        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
+        weight = self._weight(self._all_weights[0][0])
         checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
 
     def check_hidden_size(

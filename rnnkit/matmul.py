@@ -145,10 +145,6 @@ def for_many(rows: int, w: Tensor) -> Tensor:
     return spread(w, *w.shape).copy_(w) if rows >= MANY_ROWS else w
 
 
-def nowhere(rows: int) -> None:
-    """Room for so many rows, if it is to be found by the product."""
-
-
 def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
     written to room(x.size(0)), or to memory of its own where there is none or that takes less time."""

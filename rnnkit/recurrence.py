@@ -61,6 +61,7 @@ def unroll(
 
     input   (L, N, H_in), or packed rows (S, H_in) of which step t has the next batch_sizes[t]
     state   h (N, H_out), and for an LSTM c (N, H_cell)
+    products  forms igates and hgates
     returns output (L, N, H_out) or (S, H_out), and the state after the last step
     """
     igates, hgates = products(input, weights)
@@ -90,12 +91,8 @@ def named(equation: Equation, layer: int, run: Run) -> Run:
     # torch keeps this flag for itself: should it go, so does the name, and nothing else.
     if not getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
         return run
-
-    def named(*arguments: Any) -> Any:
-        with torch.profiler.record_function(f"{equation.step.__name__}_l{layer}"):
-            return run(*arguments)
-
-    return named
+    name = f"{equation.step.__name__}_l{layer}"
+    return torch.profiler.record_function(name)(run)
 
 
 Unroll: TypeAlias = Callable[[Equation, Tensor, State, Weights, Sequence[int] | None, bool], tuple[Tensor, State]]
