@@ -11,7 +11,10 @@ Sizes, as torch.nn's documentation names them:
 from .cells import GRUCell, LSTMCell, RNNCell, RNNCellBase
 from .convert import convert, to_native
 from .equations import EQUATIONS, Equation
+from .explain import explain
 from .layers import GRU, LSTM, RNN, RNNBase
+
+__version__ = "0.1.0"
 
 __all__ = [
     "EQUATIONS",
@@ -25,5 +28,6 @@ __all__ = [
     "RNNCell",
     "RNNCellBase",
     "convert",
+    "explain",
     "to_native",
 ]

@@ -6,35 +6,27 @@ torch operations would broadcast in silence, or would fail only halfway through 
 
 import numbers
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn import functional as F
 
 Size = tuple[int, ...]
-#: What tells of functorch's tensors is torch's own. Should it go, no tensor is taken to be plain, and nothing else.
-TELLING = all(
-    hasattr(torch._C._functorch, f"is_{name}") for name in ("functorch_wrapped_tensor", "legacy_batchedtensor")
-)
+PATHS = ("fast", "always fast", "readable")
 
 
-def plain(tensors: Iterable[Any], dtype: torch.dtype) -> bool:
-    """Whether these are strided tensors of that dtype on a CPU, and nothing else."""
-    for tensor in tensors:
-        if not (
-            type(tensor) in (Tensor, Parameter)
-            and tensor.dtype == dtype
-            and tensor.is_cpu
-            and tensor.layout == torch.strided
-            and TELLING
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-        ):
-            return False
-    return True
+def check_settings(path: Any, checkpoint_every: Any) -> None:
+    """Check what a layer's attributes say of how it is to be run. Raises ValueError or TypeError."""
+    if path not in PATHS:
+        raise ValueError(f"path should be 'fast', 'always fast' or 'readable', got: {path!r}")
+    if checkpoint_every is None:
+        return
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int):
+        raise TypeError(f"checkpoint_every must be None or a positive number of steps, got {checkpoint_every!r}")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be None or a positive number of steps, got {checkpoint_every}")
 
 
 def check_options(

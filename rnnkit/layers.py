@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import bptt, checks, graph
+from . import checks, compiler, paths
 from .equations import EQUATIONS, Equation, State
-from .recurrence import Weights
+from .sequence import Form
+from .stack import Stack, Weights
+from .untraced import untraced
 
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -111,91 +113,86 @@ class RNNBase(nn.Module):
 
     @property
     def equation(self) -> Equation:
+        """The record of the recurrence, by `mode`."""
         return EQUATIONS[self.mode]
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        packed = isinstance(input, PackedSequence)
-        if packed:
-            batched, batch_dim = True, 0
-            data, batch_sizes, sorted_indices, unsorted_indices = input
-            N = self._packed_batch(batch_sizes, sorted_indices, hx)
-        else:
+        """Run the layers over `input` from the state `hx` on; the class's description has shapes and errors."""
+        if torch.compiler.is_compiling():
+            try:
+                form, stack = self.record(input, hx)
+            except Exception:  # the eager call below raises it again: a frame that raises, the compiler gives up for good
+                if compiler.exporting():
+                    raise
+            else:
+                return self._results(form, stack)
+        return self._eager(input, hx)
+
+    @untraced
+    def _eager(self, input: Any, hx: Any) -> tuple[Any, Any]:
+        return self._results(*self.record(input, hx))
+
+    def record(self, input: Any, hx: Any) -> tuple[Form, Stack]:
+        """Return the form of a call and the record that its path takes, once everything in it has been checked."""
+        form = self._form(input, hx)
+        batch = form.batch(input)
+        N = self._packed_batch(form.packed, hx) if form.packed is not None else batch.size(form.batch_dim)
+        if hx is not None:
+            hx = hx if form.batched else self._each(hx, lambda state: state.unsqueeze(1))
+            hx = self.permute_hidden(hx, form.sorted_indices)
+        all_weights = self._fetch_weights()
+        self._check(batch, hx, form.batch_sizes, all_weights, N)
+        states, weights = self._first_states(batch, hx, N, form), [self._as_weights(*each) for each in all_weights]
+        dropout = self.dropout if self.training else 0.0
+        settings = self.bidirectional, dropout, self.path, self.checkpoint_every
+        return form, Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
+
+    def _results(self, form: Form, stack: Stack) -> tuple[Any, Any]:
+        """Run the layers, and return what they give in the form of the call."""
+        output, finals = paths.run(stack)
+        h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
+        if self._fused_by_autocast(form, stack.input):
+            dtype = torch.get_autocast_dtype("cpu")
+            output, h_n = output.to(dtype), tuple(state.to(dtype) for state in h_n)
+        return form.output(output), self._restored(form, h_n)
+
+    def _form(self, input: Any, hx: Any) -> Form:
+        """Return the form of a call, once the ranks of a padded or unbatched one have been checked."""
+        form = Form.of(input, self.batch_first)
+        if form.packed is None:
             checks.check_rank(self.mode, input)
-            batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
-            data = input if batched else input.unsqueeze(batch_dim)
-            batch_sizes = sorted_indices = unsorted_indices = None
-            N = data.size(batch_dim)
             if hx is not None:
                 checks.check_hx_rank(hx, self._states, input.dim())
-                hx = hx if batched else self._each(hx, lambda state: state.unsqueeze(1))
-        if hx is not None:
-            hx = self.permute_hidden(hx, sorted_indices)
-        all_weights, tracing = self._fetch_weights(), torch.compiler.is_compiling()
-        plain = self._check(data, hx, batch_sizes, all_weights, N, tracing)
+        return form
 
-        output, finals = self._stack(
-            tracing,
-            plain,
-            data.transpose(0, 1) if self.batch_first and not packed else data,
-            self._first_states(data, hx, N, packed),
-            [self._as_weights(*weights) for weights in all_weights],
-            batch_sizes,
-        )
-        h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
-        if not packed and self._fused_by_autocast(data):
-            dtype = torch.get_autocast_dtype(data.device.type)
-            output, h_n = output.to(dtype), tuple(state.to(dtype) for state in h_n)
+    def _restored(self, form: Form, h_n: State) -> Any:
+        """Return the states after the last step as the caller gives them: in his order, without N if unbatched."""
         hx = h_n if len(h_n) > 1 else h_n[0]
+        if not form.batched:
+            return self._each(hx, lambda state: state.squeeze(1))
+        return hx if form.packed is None else self.permute_hidden(hx, form.unsorted_indices)
 
-        if packed:
-            packed_output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-            return packed_output, self.permute_hidden(hx, unsorted_indices)
-        if self.batch_first:
-            output = output.transpose(0, 1)
-        if not batched:
-            output, hx = output.squeeze(batch_dim), self._each(hx, lambda state: state.squeeze(1))
-        return output, hx
-
-    def _stack(
-        self,
-        tracing: bool,
-        plain: bool,
-        input: Tensor,
-        states: list[State],
-        weights: list[Weights],
-        batch_sizes: Tensor | None,
-    ) -> tuple[Tensor, list[State]]:
-        """The layers, by the graph's path under the compiler, else by the fast one where that is asked for and serves,
-        else by the readable one."""
-        if self.path not in ("fast", "always fast", "readable"):
-            raise ValueError(f"path should be 'fast', 'always fast' or 'readable', got: {self.path!r}")
-        given = self.equation, input, states, weights
-        options = self.dropout if self.training else 0.0, self.bidirectional
-        if tracing:
-            return graph.stack(*given, batch_sizes, *options, self.path, self.checkpoint_every)
-        sizes = None if batch_sizes is None else batch_sizes.tolist()
-        return bptt.stack_by(self.path, plain, *given, sizes, *options, self.checkpoint_every)
-
-    def _fused_by_autocast(self, data: Tensor) -> bool:
-        """Whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
+    def _fused_by_autocast(self, form: Form, rows: Tensor) -> bool:
+        """Say whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
         return (
             self.mode == "LSTM"
-            and data.device.type == "cpu"
+            and form.packed is None
+            and rows.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")
             and HAS_ONEDNN
             and bool(torch.backends.mkldnn.enabled)
             and self.proj_size == 0
-            and data.dtype == torch.float32
-            and data.numel() > 0
+            and rows.dtype == torch.float32
+            and rows.numel() > 0
         )
 
-    def _packed_batch(self, batch_sizes: Tensor, sorted_indices: Tensor | None, hx: Any) -> int:
-        """N: rows with no step at all are counted by the indices alone, and are the last of the state's."""
-        if sorted_indices is not None:
-            return sorted_indices.size(0)
-        if hx is not None and (len(batch_sizes) == 0 or torch.compiler.is_compiling()):
+    def _packed_batch(self, packed: PackedSequence, hx: Any) -> int:
+        """Return N: rows with no step at all are counted by the indices alone, and are the last of the state's."""
+        if packed.sorted_indices is not None:
+            return packed.sorted_indices.size(0)
+        if hx is not None and (len(packed.batch_sizes) == 0 or torch.compiler.is_compiling()):
             return self._tuple(hx)[0].size(1)
-        return int(batch_sizes[0]) if len(batch_sizes) else 0
+        return int(packed.batch_sizes[0]) if len(packed.batch_sizes) else 0
 
     @property
     def _states(self) -> int:
@@ -205,27 +202,27 @@ class RNNBase(nn.Module):
         return (hx,) if self._states == 1 else tuple(hx)
 
     def _each(self, hx: Any, function: Callable[[Tensor], Tensor]) -> Any:
-        """`function` of hx, or of each of (h, c)."""
+        """Return `function` of hx, or of each of (h, c)."""
         return function(hx) if self._states == 1 else tuple(function(hx[k]) for k in range(self._states))
 
-    def _first_states(self, data: Tensor, hx: Any, N: Any, packed: bool) -> list[State]:
-        """Of each layer and direction."""
+    def _first_states(self, batch: Tensor, hx: Any, N: Any, form: Form) -> list[State]:
+        """Return the state before the first step of each layer and direction."""
         if hx is None:
             of_h, *others = self._state_sizes(N)
-            h = data.new_zeros(of_h[1:])
-            return [(h, *[h if size == of_h else data.new_zeros(size[1:]) for size in others])] * of_h[0]
-        if packed and self.mode == "LSTM":
+            h = batch.new_zeros(of_h[1:])
+            return [(h, *[h if size == of_h else batch.new_zeros(size[1:]) for size in others])] * of_h[0]
+        if form.packed is not None and self.mode == "LSTM":
             hx = hx[0], hx[1].expand(-1, N, self.hidden_size)  # torch.nn takes a c_0 that can be broadcast
         return list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False))
 
     def _state_sizes(self, N: Any) -> list[tuple[int, ...]]:
-        """(D*num_layers, N, H_out) of h, then (D*num_layers, N, H_cell) of what else the equation carries."""
+        """Return (D*num_layers, N, H_out) of h, then (D*num_layers, N, H_cell) of what else the equation carries."""
         layers, H = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
         of_h = (layers, N, self.proj_size if self.proj_size > 0 else H)
         return [of_h] + [(layers, N, H)] * (self._states - 1)
 
     def _as_weights(self, w_ih: Tensor, w_hh: Tensor, *rest: Tensor) -> Weights:
-        """An entry of `all_weights`, under the names of what it holds."""
+        """Return an entry of `all_weights` under the names of what it holds."""
         b_ih, b_hh = rest[:2] if self.bias else (None, None)
         return Weights(w_ih, w_hh, b_ih, b_hh, rest[-1] if self.proj_size > 0 else None)
 
@@ -264,34 +261,27 @@ class RNNBase(nn.Module):
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
     def _check(
-        self, data: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int, tracing: bool
-    ) -> bool:
-        """What a call must satisfy beyond its ranks; see checks. Return whether all tensors are plain.
-
-        tracing  into a graph, which can't ask what batch_sizes hold: its operator does
-        """
-        flat_weights = [weight for weights in all_weights for weight in weights]
+        self, batch: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int
+    ) -> None:
+        """Check what a call must satisfy beyond its ranks. A graph can't ask what batch_sizes hold: its operator does."""
+        checks.check_settings(self.path, self.checkpoint_every)
+        tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
         if self.mode != "LSTM" or batch_sizes is None or tracing:
-            self.check_forward_args(data, hx, batch_sizes, N)
+            self.check_forward_args(batch, hx, batch_sizes, N)
         if hx is not None and self._states > 1:
             checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states)
         states = () if hx is None else self._tuple(hx)
-        plain = not tracing and checks.plain((data, *states, *flat_weights), data.dtype)
-        if not plain:
-            checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
-            if batch_sizes is None:
-                checks.check_devices(data, states, flat_weights)
-        if batch_sizes is not None and not tracing:
-            checks.check_packed(data, batch_sizes)
+        checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
+        if batch_sizes is None:
+            checks.check_devices(batch, states, flat_weights)
+        elif not tracing:
+            checks.check_packed(batch, batch_sizes)
             if self.mode == "LSTM":
                 sizes = self._state_sizes(N)
-                pair = [data.new_empty(size) for size in sizes] if hx is None else hx  # whose sizes alone are looked at
-                checks.check_packed_pair(data, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
-        if not plain:
-            checks.check_hx_dtype(
-                states[0] if states else data, flat_weights[1], flat_weights[3] if self.bias else None
-            )
-        return plain
+                pair = [batch.new_empty(size) for size in sizes] if hx is None else hx  # whose sizes alone are looked at
+                checks.check_packed_pair(batch, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
+        bias = flat_weights[3] if self.bias else None
+        checks.check_hx_dtype(states[0] if states else batch, flat_weights[1], bias)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""

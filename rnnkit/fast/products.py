@@ -1,4 +1,4 @@
-"""Products, by whichever of torch's two libraries is the faster for the size.
+"""Matrix products, by whichever of torch's two libraries is the faster for the size.
 
 torch's products of float32 matrices go to MKL, which is fastest where the weight lies transposed in memory: a copy of
 it, once for all steps, halves the time of a step at many sizes. oneDNN, which torch carries too, takes a weight packed
@@ -10,7 +10,7 @@ they do where torch.use_deterministic_algorithms is on: then nothing is measured
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -21,7 +21,7 @@ WORTH_MEASURING = 2**19  # multiplications in a product; below, no processor rep
 MEASURED = 512  # rows of a product that is measured, at most: with more, both libraries take as much longer
 WORTH_A_COPY = 16  # products with one weight, from which they repay laying it transposed
 WORTH_PACKING = 4  # or packing it for oneDNN
-MANY_ROWS = 2**10  # of all products with one weight, from which they repay spreading it
+MANY_ROWS = 2**10  # of all products with one weight, from which they repay a copy of it in odd lines
 LARGE = 2**18  # elements of a weight, above which it comes from memory rather than from a cache nearby
 BLOCK = 32  # rows of such a weight that are transposed at a time, and stay in cache for as long
 CLEARLY = 0.95  # oneDNN is to take at most this share of MKL's time, lest noise choose between equals
@@ -32,15 +32,13 @@ OPERATORS = [
     ("aten", "mkldnn_linear_backward_weights"),
 ]
 
-#: Of a weight: products with it, the same added to something, its gradient.
-Use: TypeAlias = Literal["alone", "added", "gradient"]
-Room: TypeAlias = Callable[[int], Tensor | None]
-Affine: TypeAlias = Callable[[Tensor, Room], Tensor]
+Use: TypeAlias = Literal["alone", "added", "gradient"]  # x @ w.T, a + x @ w.T, dy.T @ x
+Affine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Product(NamedTuple):
-    """Products with one weight, for many calls. The functions have the form of torch.addmm and torch.mm:
+    """A product with one weight, for many calls. The functions have the form of torch.addmm and torch.mm:
 
     addmm(a, x, w, out=)  a + x @ weight.T
     mm(x, w, out=)        x @ weight.T
@@ -49,6 +47,9 @@ class Product(NamedTuple):
     w: Tensor  # the weight, as the functions want it
     addmm: Callable[..., Tensor]
     mm: Callable[..., Tensor]
+
+
+# oneDNN -------------------------------------------------------------------------------------------------------------
 
 
 def _onednn(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -71,8 +72,14 @@ def _pack(w: Tensor, rows: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight.default(w.contiguous(), rows)  # type: ignore[no-any-return]
 
 
+@lru_cache(maxsize=1)
+def _available() -> bool:
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return built and all(hasattr(getattr(torch.ops, library), name) for library, name in OPERATORS)
+
+
 def seconds(*functions: Callable[[], object]) -> list[float]:
-    """Of each the least time of up to twenty calls in turns, after one to warm up; of five, if they take long."""
+    """Return for each the least time of up to twenty calls in turns, after one to warm up; of five, if they take long."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
@@ -85,24 +92,13 @@ def seconds(*functions: Callable[[], object]) -> list[float]:
     return [min(own) for own in times]
 
 
-@cache
-def _available() -> bool:
-    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return built and all(hasattr(getattr(torch.ops, library), name) for library, name in OPERATORS)
-
-
-def may_measure() -> bool:
-    """Whether a choice may depend on the time that something took."""
-    return not torch.are_deterministic_algorithms_enabled()
-
-
-@cache
+@lru_cache(maxsize=1024)
 def _onednn_is_faster(use: Use, threads: int, rows: int, outputs: int, inputs: int) -> bool:
-    """Whether oneDNN takes clearly less time than MKL for so many rows and a weight of this shape, by trying both."""
+    """Say whether oneDNN takes clearly less time than MKL for `rows` rows and a weight (outputs, inputs), by trying."""
     with torch.no_grad():
         x, w = (torch.ones(n, inputs, dtype=torch.float32, device="cpu") for n in (rows, outputs))
         if use == "gradient":
-            dy = spread(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # it comes as columns of wider rows, too
+            dy = in_odd_lines(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # columns of wider rows, as it often is
             times = seconds(lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x))
         else:
             a, w_t, packed = x.new_ones(rows, outputs), transposed(w), _pack(w, rows)
@@ -115,64 +111,75 @@ def _onednn_is_faster(use: Use, threads: int, rows: int, outputs: int, inputs: i
 
 
 def by_onednn(use: Use, rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether products of so many rows with weights of this shape go to oneDNN."""
+    """Say whether products of `rows` rows with a weight of this shape go to oneDNN."""
     return (
         rows * shape[0] * shape[1] > WORTH_MEASURING
-        and rows > 1  # one waits for the weight from memory, by either library
+        and rows > 1  # a single one waits for the weight from memory, by either library
         and dtype == torch.float32
         and bool(torch.backends.mkldnn.enabled)
-        and may_measure()
+        and not torch.are_deterministic_algorithms_enabled()
         and _available()
         # A power of two of rows stands for all down to the one before, lest each size of batch be measured.
         and _onednn_is_faster(use, torch.get_num_threads(), min(1 << (rows - 1).bit_length(), MEASURED), *shape)
     )
 
 
-def linear(x: Tensor, w: Tensor) -> Tensor:
-    """x @ w.T, once with this weight."""
-    return _onednn(x, w) if by_onednn("alone", x.size(0), w.shape, w.dtype) else F.linear(x, w)
+# How a weight lies in memory ----------------------------------------------------------------------------------------
 
 
-def spread(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor of like's kind, whose rows take an odd number of cache lines: what lies a large power of two
-    apart, or a multiple of it, meets in few places of a cache, and drives each other out when MKL reads columns."""
+def in_odd_lines(like: Tensor, *shape: int) -> Tensor:
+    """Allocate a tensor of like's dtype whose rows take an odd number of cache lines.
+
+    What lies a large power of two apart, or a multiple of it, meets in few places of a cache, and drives each other out
+    when MKL reads columns.
+    """
     line = 64 // like.element_size()
     return like.new_empty(*shape[:-1], (-(-shape[-1] // line) | 1) * line)[..., : shape[-1]]
 
 
 def for_many(rows: int, w: Tensor) -> Tensor:
-    """w, as products with so many rows in total had best find it."""
-    return spread(w, *w.shape).copy_(w) if rows >= MANY_ROWS else w
-
-
-def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
-    """The function (x, room) -> x @ w.T + b for calls with so many rows in total, and at most so many in one. It is
-    written to room(x.size(0)), or to memory of its own where there is none or that takes less time."""
-    if by_onednn("alone", rows, w.shape, w.dtype):
-        packed = _pack(w, rows)
-        return lambda x, _: _onednn(x, packed, b)
-    w_t = for_many(total, w).t()
-    if b is None:
-        return lambda x, room: torch.mm(x, w_t, out=room(x.size(0)))
-    # MKL would have the bias written to every row first, and read again.
-    return lambda x, room: torch.mm(x, w_t, out=room(x.size(0))).add_(b)
+    """Return w, as products with `rows` rows in total had best find it."""
+    return in_odd_lines(w, *w.shape).copy_(w) if rows >= MANY_ROWS else w
 
 
 def transposed(w: Tensor) -> Tensor:
-    """w.T, laid in memory for MKL to read again and again."""
+    """Return w.T, laid in memory for MKL to read again and again."""
     if w.numel() <= LARGE:
         return w.t().contiguous()
-    w_t = spread(w, w.size(1), w.size(0))
+    w_t = in_odd_lines(w, w.size(1), w.size(0))
     for part, block in zip(torch.split(w_t, BLOCK, 1), torch.split(w, BLOCK), strict=True):
         part.copy_(block.t())
     return w_t
 
 
+# Products -----------------------------------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, w: Tensor) -> Tensor:
+    """Return x @ w.T, the only product with this weight."""
+    return _onednn(x, w) if by_onednn("alone", x.size(0), w.shape, w.dtype) else F.linear(x, w)
+
+
+def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
+    """Return the function (x, out) -> x @ w.T + b, for calls with `total` rows together and at most `rows` in one.
+
+    It writes to `out` and returns that, or returns memory of its own where that takes less time.
+    """
+    if by_onednn("alone", rows, w.shape, w.dtype):
+        packed = _pack(w, rows)
+        return lambda x, out: _onednn(x, packed, b)
+    w_t = for_many(total, w).t()
+    if b is None:
+        return lambda x, out: torch.mm(x, w_t, out=out)
+    # MKL would have the bias written to every row first, and read again.
+    return lambda x, out: torch.mm(x, w_t, out=out).add_(b)
+
+
 def repeated(times: int, rows: int, w_t: Tensor) -> Product:
-    """For so many products with w_t, of at most so many rows each."""
+    """Make the product with w_t ready for `times` calls of at most `rows` rows each."""
     if times >= WORTH_PACKING and by_onednn("added", rows, w_t.shape[::-1], w_t.dtype):
         return Product(_pack(w_t.t(), rows), _onednn_addmm, _onednn_mm)
-    # It gains less where it is transposed as it is. One or two rows wait for a large one, however it lies.
+    # A weight that lies transposed already gains less. One or two rows wait for a large one, however it lies.
     worth = times >= 2 * WORTH_A_COPY or (times >= WORTH_A_COPY and not w_t.is_contiguous())
     if worth and (rows > 2 or w_t.numel() <= LARGE):
         w_t = transposed(w_t.t())
@@ -180,8 +187,11 @@ def repeated(times: int, rows: int, w_t: Tensor) -> Product:
 
 
 def exact(w: Tensor, b: Tensor | None = None) -> Product:
-    """As `repeated`, and with b added, by ATen's operations in ATen's order. The factor is copied, to begin where new
-    tensors do: MKL's last bits depend on where a factor begins, and on how the weight lies."""
+    """Make the product with w.T, plus b, ready, by ATen's operations in ATen's order.
+
+    The factor is copied, to begin where new tensors do: MKL's last bits depend on where a factor begins, and on how the
+    weight lies.
+    """
     return Product(
         w,
         lambda a, x, w, out: torch.add(F.linear(x.clone(), w, b), a, out=out),
@@ -190,7 +200,7 @@ def exact(w: Tensor, b: Tensor | None = None) -> Product:
 
 
 def gradient(dy: Tensor) -> Gradient:
-    """For y = x @ w.T the function (x, total) -> total + the gradient of w, dy.T @ x."""
+    """Return, for y = x @ w.T, the function (x, total) -> total + the gradient of w, which is dy.T @ x."""
     copies: list[Tensor] = []  # oneDNN wants one of dy: it serves all calls
 
     def gradient(x: Tensor, total: Tensor | None) -> Tensor:

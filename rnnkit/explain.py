@@ -1,0 +1,30 @@
+"""Which path a call takes, and why, for whoever asks."""
+
+from typing import Any
+
+from torch import nn
+
+from . import paths
+from .cells import RNNCellBase
+from .layers import RNNBase
+from .paths import Choice
+
+
+def explain(module: nn.Module, input: Any, hx: Any = None) -> Choice:
+    """Return the path that `module(input, hx)` takes here and now, and the reason, without running it.
+
+    module     a layer or a cell of rnnkit
+    input, hx  as for a call
+    returns    (path, reason), strings that print as "fast: 50 steps"
+
+    Raises TypeError for any other module, and for for arguments that the call would refuse what that would raise.
+
+    >>> print(explain(rnnkit.GRU(3, 4), torch.randn(50, 2, 3)))
+    fast: 50 steps
+    """
+    if isinstance(module, RNNCellBase):
+        return Choice("readable", "a cell takes one step")
+    if not isinstance(module, RNNBase):
+        raise TypeError(f"module should be a layer or a cell of rnnkit, got: {type(module).__name__}")
+    _, stack = module.record(input, hx)
+    return paths.choose(stack)

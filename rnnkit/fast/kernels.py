@@ -1,0 +1,353 @@
+"""The equations of torch.nn once more, for speed: in place, each with its derivative below it.
+
+A kernel runs the steps of one direction that lie on end and have equally many rows. Its methods, in the order in which
+they are called:
+
+    bias         forward: what the igates take of the two biases
+    tape         allocate what the steps write on and the derivatives read
+    begin        before the steps of a span: lay out what they find
+    views        what a step wants to see of the tape
+    forward      the steps
+    after        the state after every step
+    derivatives  back: the local derivatives of all steps of a span at once, for gradients yet to come
+    back_views   what a step back wants to see of them
+    backward     the steps from the last to the first: scale the derivatives by the gradients that arrive at a step; they
+                 are then `da`, the gradients of the pre-activations
+    gradients    of igates and of hgates, by da
+
+In the loops a step is one product and few small operations, each a call from Python: the views are cut so that a call
+takes several gates at once. Letters are those of `equations`: i, f, g, o, c, h; r, z, n, h. a is the pre-activations,
+m is h before its projection, tc is tanh(c'). A name that begins with d is the loss's derivative by what follows.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..equations import EQUATIONS, State, Step
+from .products import Product
+
+PaysFrom: TypeAlias = dict[torch.dtype, tuple[float, float]]
+Rows: TypeAlias = tuple[Tensor, ...]  # tensors with the same rows
+Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step its part of several tensors' rows
+
+
+def _direct(operator: Any) -> Callable[..., Tensor]:
+    """Return an operator that torch offers by no function, without the Python around it, a third of a call's time.
+
+    Should torch hide it otherwise, the operator itself does.
+    """
+    return getattr(operator, "_op", operator)  # type: ignore[no-any-return]
+
+
+_aten = torch.ops.aten
+_sigmoid_backward = _direct(_aten.sigmoid_backward.grad_input)  # (grad, y, grad_input=): grad * y * (1 - y)
+_tanh_backward = _direct(_aten.tanh_backward.grad_input)  # (grad, y, grad_input=): grad * (1 - y*y)
+_threshold_backward = _direct(_aten.threshold_backward.grad_input)  # (grad, y, 0, grad_input=): grad where y > 0
+
+
+class Arithmetic(NamedTuple):
+    """The operations on which speed and bit-identity part."""
+
+    whole: bool  # whether one call of sigmoid takes all gates, g's place with them
+    add_product: Callable[..., Tensor]  # (a, b, c, out=): a + b*c
+
+
+#: ATen's operations in ATen's order.
+EXACT = Arithmetic(whole=False, add_product=lambda a, b, c, out: torch.add(a, b * c, out=out))
+#: As few calls as possible.
+FEW = Arithmetic(whole=True, add_product=torch.addcmul)
+
+
+class Kernel(Protocol):
+    """What the fast path asks of an equation. Shapes: x, a (rows, G*H), all others (rows, H); rows are those of a span,
+    of a step, or of all steps."""
+
+    #: Steps, without a graph and with one, by measurement; fewer take less time by the readable path.
+    pays_from: PaysFrom
+    derived: int  # the width of the derivatives, in H
+    projects: bool  # whether h may be projected
+    tapeless: bool  # whether the output is all that the derivatives need, so that igates may stand in its place
+
+    def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        """Return what of both biases is added to the igates; `begin` sees to the rest."""
+
+    def tape(self, a: Tensor, rows: int) -> Rows:
+        """Return a, for pre-activations, with what else the steps write on.
+
+        a has the rows of all steps, or those of one, which all steps then share. `rows` are those of the igates.
+        """
+
+    def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
+        """Prepare x, the igates of a span, and its tape for the steps. b_hh is None where hgates have it already."""
+
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+        """Return what `forward` takes of each step: views of x and of the tape."""
+
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        """Take the steps (y, m, *views) and return the state after the last one.
+
+        Writes h before projection to m, and to y its projection; without one, m is y.
+        """
+
+    def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
+        """Return the state after every step, by the output and a tape of all steps."""
+
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+        """Write the local derivatives to `space` (rows, derived*H); `before` is the state before every step."""
+
+    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+        """Return what `backward` takes of each step."""
+
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        """Take the steps (dy, *back_views) back and return the gradient of the state before the first one.
+
+        dstate is the gradient of the state after the last step, with what arrives by that step's output; it is written
+        to. dy is what arrives by the output of the step that is taken next. With a projection their sum is written to dy.
+        """
+
+    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
+        """Return digates and dhgates (..., G*H) by da, or by its sum; the same tensor twice where they are equal.
+
+        digates have their gates in the kernel's order.
+        """
+
+    def in_order(self, w_ih: Tensor) -> Tensor:
+        """Return w_ih (..., G*H, H_in) with its gates in the kernel's order."""
+
+    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+        """Return a gradient of w_ih or b_ih, whose gates are along `dim`, with them in torch's order."""
+
+
+class Summed:
+    """What kernels share whose gates see igates and hgates as a sum only: a = igates + hgates."""
+
+    def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        return b_ih + b_hh
+
+    def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
+        pass
+
+    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
+        return da, da
+
+    def in_order(self, w_ih: Tensor) -> Tensor:
+        return w_ih
+
+    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+        return grad
+
+
+class RNN(Summed):
+    """h' = tanh(a) or relu(a)."""
+
+    pays_from: PaysFrom = {torch.float32: (16, 10), torch.float64: (math.inf, 12)}
+    derived = 1
+    projects = False
+    tapeless = True
+
+    def __init__(self, relu: bool) -> None:
+        self.relu = relu
+
+    def tape(self, a: Tensor, rows: int) -> Rows:
+        return ()
+
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+        return (x,)
+
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), relu, tanh, clamp_min = hgates, self.relu, torch.tanh, torch.clamp_min
+        (h,) = state
+        for y, _, a in steps:
+            addmm(a, h, w, out=a)
+            if relu:
+                clamp_min(a, 0, out=y)
+            else:
+                tanh(a, out=y)
+            h = y
+        return (h,)
+
+    def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
+        return (output,)
+
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+        return space, m  # nothing yet: `backward` has one operation that forms the derivative and scales it
+
+    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+        return derivatives
+
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        (w, addmm, _), relu = dh, self.relu
+        (d,) = dstate
+        for dy, da, h in steps:
+            if relu:
+                _threshold_backward(d, h, 0, grad_input=da)  # da = dh' where h' > 0
+            else:
+                _tanh_backward(d, h, grad_input=da)  # da = dh' * (1 - h'²)
+            d = addmm(dy, da, w, out=d)  # dh = dy + da W_hh
+        return (d,)
+
+
+class LSTM(Summed):
+    """c' = f*c + i*g, h' = o*tanh(c').
+
+    On the tape (a, g, c') the gates take the place of their pre-activations, but that tanh(c') takes g's.
+    """
+
+    pays_from: PaysFrom = {torch.float32: (7, 5), torch.float64: (14, 5)}
+    derived = 5
+    projects = True
+    tapeless = False
+
+    def tape(self, a: Tensor, rows: int) -> Rows:
+        shape = *a.shape[:-1], a.size(-1) // 4
+        return a, a.new_empty(shape), a.new_empty(shape)
+
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+        a, g, c = tape
+        i, f, tc, o = a.chunk(4, -1)
+        return x, a, i, f, tc, o, g, c, *((a,) if by.whole else (i, f, o))
+
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), add_product, tanh, mul = hgates, by.add_product, torch.tanh, torch.mul
+        h, c = state
+        for y, m, x, a, i, f, tc, o, g, c_next, *sigmoids in steps:
+            addmm(x, h, w, out=a)
+            tanh(tc, out=g)  # g's pre-activation stands where tanh(c') will
+            for gate in sigmoids:
+                gate.sigmoid_()
+            mul(f, c, out=c_next)
+            add_product(c_next, i, g, out=c_next)
+            tanh(c_next, out=tc)
+            mul(o, tc, out=m)
+            if project:
+                project.mm(m, project.w, out=y)
+            h, c = y, c_next
+        return h, c
+
+    def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
+        return output, tape[2]
+
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+        (a, g, _), (_, c) = tape, before
+        i, f, tc, o = a.chunk(4, -1)
+        di, df, dg, do, dc_dm = space.chunk(5, -1)
+        _sigmoid_backward(g, i, grad_input=di)  # di = g * i * (1 - i), times dc'
+        _sigmoid_backward(c, f, grad_input=df)  # df = c * f * (1 - f), times dc'
+        _tanh_backward(i, g, grad_input=dg)  # dg = i * (1 - g²), times dc'
+        _sigmoid_backward(tc, o, grad_input=do)  # do = tanh(c') * o * (1 - o), times dm
+        _tanh_backward(o, tc, grad_input=dc_dm)  # dc' = o * (1 - tanh²(c')), times dm
+        return space.narrow(-1, 0, a.size(-1)), dc_dm, f
+
+    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+        da, dc_dm, f = derivatives
+        gates = da.view(*da.shape[:-1], 4, -1)
+        return da, gates[..., :3, :], gates[..., 3, :], dc_dm, f
+
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        w, addmm, _ = dh
+        d, dc = dstate
+        dc_of_gates = dc.unsqueeze(-2)  # (n, 1, H), the same memory
+        for dy, da, d_ifg, do, dc_dm, f in steps:
+            dm = unproject.mm(d, unproject.w) if unproject else d  # dm = dh' W_hr
+            dc.addcmul_(dm, dc_dm)  # dc' += dm * o * (1 - tanh²(c'))
+            d_ifg.mul_(dc_of_gates)  # di, df, dg *= dc'
+            do.mul_(dm)  # do *= dm
+            dc.mul_(f)  # dc = dc' * f
+            d = addmm(dy, da, w, out=dy if unproject else d)  # dh = dy + da W_hh
+        return d, dc
+
+
+class GRU:
+    """n = tanh(n_i + r*n_h), h' = (h - n)*z + n.
+
+    On the tape (a, n) r and z take the place of their pre-activations, and n_h that of n_i, which becomes n in memory of
+    its own. The derivatives stand side by side as those of n_i, r, z, n_h: the first three are of igates, the last three
+    of hgates.
+    """
+
+    pays_from: PaysFrom = {torch.float32: (5, 4), torch.float64: (8, 4)}
+    derived = 4
+    projects = False
+    tapeless = False
+
+    def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        bias, rz = b_ih.clone(), b_ih.size(-1) // 3 * 2
+        bias.narrow(-1, 0, rz).add_(b_hh.narrow(-1, 0, rz))
+        return bias
+
+    def tape(self, a: Tensor, rows: int) -> Rows:
+        return a, a.new_empty(rows, *a.shape[1:-1], a.size(-1) // 3)
+
+    def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
+        H = x.size(-1) // 3
+        n_i = x.narrow(-1, 2 * H, H)
+        tape[1].copy_(n_i)
+        n_i.copy_(b_hh.narrow(-1, 2 * H, H)) if b_hh is not None else n_i.zero_()
+
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+        a, n = tape
+        r, z, n_h = a.chunk(3, -1)
+        return x, a, r, z, n_h, n, *((a.narrow(-1, 0, 2 * n.size(-1)),) if by.whole else (r, z))
+
+    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), add_product, tanh, sub = hgates, by.add_product, torch.tanh, torch.sub
+        (h,) = state
+        for y, _, x, a, r, z, n_h, n, *sigmoids in steps:
+            addmm(x, h, w, out=a)
+            for gate in sigmoids:
+                gate.sigmoid_()
+            add_product(n, r, n_h, out=n)
+            tanh(n, out=n)
+            h = add_product(n, sub(h, n, out=y), z, out=y)  # (h - n)*z + n
+        return (h,)
+
+    def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
+        return (output,)
+
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+        (a, n), (h,) = tape, before
+        r, z, n_h = a.chunk(3, -1)
+        dn_i, dr, dz, dn_h = space.chunk(4, -1)  # all times dh'
+        _tanh_backward(torch.sub(n.new_ones(()), z, out=dn_i), n, grad_input=dn_i)  # dn_i = (1 - z) * (1 - n²)
+        torch.mul(dn_i, r, out=dn_h)  # dn_h = dn_i * r
+        _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)  # dr = dn_i * n_h * r * (1 - r)
+        _sigmoid_backward(torch.sub(h, n, out=dz), z, grad_input=dz)  # dz = (h - n) * z * (1 - z)
+        return space, z
+
+    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+        da, z = derivatives
+        H = z.size(-1)
+        return da.narrow(-1, H, 3 * H), da.view(*da.shape[:-1], 4, H), z
+
+    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+        (w, addmm, _), addcmul = dh, torch.addcmul
+        (d,) = dstate
+        d_of_gates = d.unsqueeze(-2)  # (n, 1, H), the same memory
+        for dy, dhgates, da, z in steps:
+            da.mul_(d_of_gates)  # dn_i, dr, dz, dn_h *= dh'
+            addcmul(dy, d, z, out=d)  # dh = dy + dh' * z
+            addmm(d, dhgates, w, out=d)  # dh += dhgates W_hh
+        return (d,)
+
+    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
+        H = da.size(-1) // 4
+        return da.narrow(-1, 0, 3 * H), da.narrow(-1, H, 3 * H)
+
+    def in_order(self, w_ih: Tensor) -> Tensor:
+        return w_ih.roll(w_ih.size(-2) // 3, -2)
+
+    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+        return grad.roll(-(grad.size(dim) // 3), dim)
+
+
+#: The kernels of torch.nn's equations. An equation that is not here takes the readable path.
+KERNELS: dict[Step, Kernel] = {
+    EQUATIONS["RNN_TANH"].step: RNN(relu=False),
+    EQUATIONS["RNN_RELU"].step: RNN(relu=True),
+    EQUATIONS["LSTM"].step: LSTM(),
+    EQUATIONS["GRU"].step: GRU(),
+}

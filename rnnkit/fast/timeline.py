@@ -1,0 +1,146 @@
+"""When the rows of one direction take their steps, and where their parts lie.
+
+Packed rows are the general case: of S rows, in the order of time, step t has the next sizes[t]. In a padded batch all
+sizes are N. Sizes never grow with time.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..equations import State
+
+
+class Span(NamedTuple):
+    """Consecutive steps, and their rows."""
+
+    first: int  # step
+    sizes: Sequence[int]
+    start: int  # row
+    rows: int
+
+    def of(self, tensor: Tensor, total: int) -> Tensor:
+        """Return the span's rows of a tensor that has all `total` rows; of one with fewer, which spans share, the first."""
+        size = tensor.size(0)
+        return tensor if size <= self.rows else tensor.narrow(0, self.start if size == total else 0, self.rows)
+
+
+class Timeline:
+    """The steps of one direction, in the order in which it takes them: from the last to the first if `reverse`.
+
+    sizes  the number of rows of each step, in the order of time
+    N      rows of the state; those beyond a step's size have no step then
+    """
+
+    def __init__(self, sizes: Sequence[int], N: int, reverse: bool) -> None:
+        self.sizes, self.N, self.reverse = sizes, N, reverse
+        self.starts = [0, *accumulate(sizes)]
+        self.total = self.starts[-1]
+        self.padded = sizes[0] == sizes[-1] == N
+
+    def ordered(self, steps: Sequence[Any], back: bool = False) -> Sequence[Any]:
+        """Return what is in the order of time in this direction's order, or in that of the way back."""
+        return steps[::-1] if self.reverse != back else steps
+
+    @property
+    def first_size(self) -> int:
+        """The number of rows of the step taken first."""
+        return self.sizes[-1 if self.reverse else 0]
+
+    @property
+    def last_size(self) -> int:
+        """The number of rows of the step taken last."""
+        return self.sizes[0 if self.reverse else -1]
+
+    def spans(self, steps: int) -> Sequence[Span]:
+        """Cut time into spans of `steps` steps, in this direction's order."""
+        spans = []
+        for first in range(0, len(self.sizes), steps):
+            sizes, start = self.sizes[first : first + steps], self.starts[first]
+            spans.append(Span(first, sizes, start, self.starts[first + len(sizes)] - start))
+        return self.ordered(spans)
+
+    def stretches(
+        self, span: Span, tensors: Sequence[Tensor], back: bool = False
+    ) -> Iterator[tuple[int, list[Sequence[Tensor]]]]:
+        """Yield the steps of `span` in this direction's order, or back, those on end together that have equally many rows.
+
+        yields the number of rows, and for each tensor the list of its steps' parts; of a tensor with fewer rows than
+        the span, all steps share the first. Parts of one tensor are the same objects wherever it occurs: by that torch
+        knows that it may work in place.
+        """
+        parts: dict[int, Sequence[Tensor]] = {}
+        for rows in tensors:
+            if id(rows) not in parts:
+                parts[id(rows)] = self.ordered(self._parts(span, rows), back)
+        listed = [parts[id(rows)] for rows in tensors]
+        if self.padded:
+            yield self.N, listed
+            return
+        start = 0
+        for n, steps in groupby(self.ordered(span.sizes, back)):
+            end = start + len(list(steps))
+            yield n, [part[start:end] for part in listed]
+            start = end
+
+    def _parts(self, span: Span, rows: Tensor) -> Sequence[Tensor]:
+        if rows.size(0) == span.rows:
+            return rows.unsafe_split_with_sizes(span.sizes)
+        if self.padded:
+            return [rows] * len(span.sizes)
+        shared = {n: rows[:n] for n in set(span.sizes)}
+        return [shared[n] for n in span.sizes]
+
+    def before(self, span: Span, first: Tensor, after: Tensor) -> Tensor:
+        """Return the state before each step of `span`, as rows.
+
+        first  the state before the step taken first (N, F)
+        after  the state after every step (S, F)
+        """
+        if self.padded:
+            away = span.start + (self.N if self.reverse else -self.N)
+            if 0 <= away <= after.size(0) - span.rows:
+                return after.narrow(0, away, span.rows)
+            rows = span.of(after, self.total)
+            return torch.cat((rows[self.N :], first) if self.reverse else (first, rows[: -self.N]))
+        parts = []
+        for t in range(span.first, span.first + len(span.sizes)):
+            previous, n = t + 1 if self.reverse else t - 1, 0
+            if 0 <= previous < len(self.sizes):
+                n = min(self.sizes[previous], self.sizes[t])
+                parts.append(after.narrow(0, self.starts[previous], n))
+            parts.append(first[n : self.sizes[t]])  # of the rows whose first step this is
+        return torch.cat(parts)
+
+
+class Carry:
+    """The state on its way from step to step. Rows without a step now wait: they are through, or yet to begin."""
+
+    def __init__(self, state: State, rows: int) -> None:
+        """Begin with the state of all rows, of which the first `rows` have a step."""
+        self.state, self.waiting = state, ()
+        if rows < state[0].size(0):
+            self.state, self.waiting = zip(*(s.tensor_split((rows,)) for s in state), strict=True)
+
+    def resize(self, rows: int) -> State:
+        """Return the state of the first `rows` rows, which have a step now; the others wait."""
+        now = self.state[0].size(0)
+        if rows < now:
+            rest = tuple(s[rows:] for s in self.state)
+            self.waiting = _joined(rest, self.waiting) if self.waiting else rest
+            self.state = tuple(s[:rows] for s in self.state)
+        elif rows > now:
+            self.state = _joined(self.state, (w[: rows - now] for w in self.waiting))
+            self.waiting = tuple(w[rows - now :] for w in self.waiting)
+        return self.state
+
+    def whole(self) -> State:
+        """Return the state of all rows, in memory of its own."""
+        return _joined(self.state, self.waiting) if self.waiting else tuple(s.clone() for s in self.state)
+
+
+def _joined(above: Iterable[Tensor], below: Iterable[Tensor]) -> State:
+    return tuple(torch.cat(pair) for pair in zip(above, below, strict=True))

@@ -1,0 +1,92 @@
+"""Which path a call takes, and why.
+
+    readable  the equation in plain torch operations, its loop in Python; autograd records every step
+    fast      kernels in place, differentiated by hand
+    compiled  one operator for torch.compile, a `scan` for torch.export
+
+`RULES` is the whole decision: the first rule that applies names the path. `explain` asks it for a call.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.autograd import forward_ad
+
+from . import checks, compiler, fast, recurrence
+from .stack import Results, Run, Stack
+
+
+class Choice(NamedTuple):
+    """A path, and why a call takes it."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class Rule(NamedTuple):
+    """The path of the calls that it applies to, and the reason, in which {steps} and the like are the call's."""
+
+    path: str
+    reason: str
+    applies: Callable[[Stack], bool]
+
+
+PATHS: dict[str, Run] = {"readable": recurrence.stack, "fast": fast.stack, "compiled": compiler.stack}
+
+_functorch = torch._C._functorch
+#: What tells of tracers and transforms is torch's own. Should it go, so does the fast path, and nothing else.
+TELLING = all(
+    hasattr(owner, name)
+    for owner, names in {
+        torch._C: ("_is_tracing", "_len_torch_dispatch_stack"),
+        _functorch: ("peek_interpreter_stack",),
+        forward_ad: ("_current_level",),
+    }.items()
+    for name in names
+)
+
+RULES = (
+    Rule("compiled", "torch.compile or torch.export traces it", lambda stack: torch.compiler.is_compiling()),
+    Rule("readable", "the attribute `path` is 'readable'", lambda stack: stack.path == "readable"),
+    Rule("readable", "the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
+    Rule("readable", "{dtype} has no kernels", lambda stack: stack.input.dtype not in fast.DTYPES),
+    Rule("readable", "{steps} steps don't pay", lambda stack: not fast.pays(stack)),
+    Rule("readable", "the input is empty", lambda stack: stack.input.numel() == 0),
+    Rule("readable", "the packed rows have one dimension, which torch refuses", lambda stack: stack.input.dim() < 2),
+    Rule("readable", "only an LSTM's kernel projects", lambda stack: not fast.projects(stack)),
+    Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
+    Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
+    Rule("readable", "a functorch transform is active", lambda stack: _functorch.peek_interpreter_stack() is not None),
+    Rule("readable", "forward-mode differentiation is active", lambda stack: forward_ad._current_level >= 0),
+    Rule("readable", "a dispatch mode is active", lambda stack: torch._C._len_torch_dispatch_stack() > 0),
+    Rule("readable", "autocast is on", lambda stack: checks.autocasting(stack.input)),
+    Rule(
+        "readable",
+        "input, state and weights are not all plain CPU tensors of one dtype",
+        lambda stack: not fast.plain(stack.tensors, stack.input.dtype),
+    ),
+    Rule("fast", "{steps} steps", lambda stack: True),
+)
+
+
+def rule(stack: Stack) -> Rule:
+    """Return the rule that decides about a stack here and now."""
+    for rule in RULES:
+        if rule.applies(stack):
+            return rule
+    raise AssertionError("the last rule applies to all")
+
+
+def choose(stack: Stack) -> Choice:
+    """Return the path that a stack takes here and now, and why."""
+    path, reason, _ = rule(stack)
+    return Choice(path, reason.format(steps=stack.length, dtype=stack.input.dtype))
+
+
+def run(stack: Stack) -> Results:
+    """Run a stack by the path that it takes."""
+    return PATHS[rule(stack).path](stack)
