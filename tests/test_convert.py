@@ -1,8 +1,12 @@
 """convert and to_native: the same model, the same numbers, the same parameters, with the other library's modules."""
 
 import copy
+import functools
 import io
-from collections import OrderedDict
+import types
+import weakref
+from collections import OrderedDict, namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -280,6 +284,358 @@ def test_weights_reparametrised_by_hooks_go_over(turn, source, target, reparamet
     assert not torch.equal(before["output"], observe(turned)["output"])
 
 
+# What is bound to the old module ------------------------------------------------------------------------------------
+
+
+def changed(module):
+    """The output of `module` and that of a fresh one with its weights, after the weights were replaced."""
+    state = {name: randn(*weight.shape, seed=70 + k) for k, (name, weight) in enumerate(module.state_dict().items())}
+    module.load_state_dict(state, assign=True)
+    fresh = build(rnnkit, *kind_of(module))
+    fresh.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in state.items()})
+    (input, state) = arguments(fresh)
+    return as_list(module(input, state))[0], as_list(fresh(input, state))[0]
+
+
+def kind_of(module):
+    name = type(getattr(module, "_orig_mod", module)).__name__
+    return {"RNN": "tanh"}.get(name.removesuffix("Cell"), name.removesuffix("Cell")), name.endswith("Cell")
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(("kind", "cell"), [key for key in ALL if key[0] not in ("relu", "LSTM-proj")])
+def test_a_layer_compiled_in_place_runs_the_new_module(turn, source, target, kind, cell, inplace):
+    """`compile()` keeps a function bound to the module, which would go on with the old weights."""
+    module = build(source, kind, cell)
+    module.compile(backend="eager")
+    for turned in (turn(module, inplace=inplace), turn(nn.Sequential(module), inplace=inplace)[0]):
+        assert turned._compiled_call_impl is None
+        assert "_compiled_call_impl" not in vars(turned)
+        seen, expected = changed(turned)
+        assert torch.equal(seen, expected)
+        assert turned.float()(*(as_float32(arguments(build(rnnkit, kind, cell)))))[0].dtype == torch.float32
+    assert module._compiled_call_impl is not None
+
+
+def as_float32(given):
+    input, state = given
+    states = tuple(s.float() for s in as_list(state))
+    return input.float(), states if len(states) > 1 else states[0]
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_model_that_torch_compile_wraps_stays_wrapped_and_runs_the_new_module(turn, source, target, inplace):
+    wrapped = torch.compile(build(source, "GRU"), backend="eager")
+    turned = turn(wrapped, inplace=inplace)
+    assert type(turned) is type(wrapped)
+    assert (turned is wrapped) == inplace
+    assert type(turned._orig_mod) is target.GRU
+    if inplace:  # torch's copies have none
+        assert turned._torchdynamo_orig_callable.__self__ is turned._orig_mod
+    seen, expected = changed(turned)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-14)
+    model = turn(nn.Sequential(torch.compile(build(source, "GRU"), backend="eager")), inplace=inplace)
+    seen, expected = changed(model[0])
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-14)
+
+
+def size_of(module, *args):
+    return module.hidden_size, args
+
+
+Pair = namedtuple("Pair", "first second")
+
+#: What may be bound to a module: how it is made of one, and how the module is found in it again.
+BINDINGS = {
+    "the module": (lambda m: m, lambda v: v),
+    "a bound function": (lambda m: types.MethodType(size_of, m), lambda v: v.__self__),
+    "a method of the class": (lambda m: m.extra_repr, lambda v: v.__self__),
+    "a method of nn.Module": (lambda m: m.requires_grad_, lambda v: v.__self__),
+    "a partial's argument": (lambda m: functools.partial(size_of, m), lambda v: v.args[0]),
+    "a partial's keyword": (lambda m: functools.partial(size_of, module=m), lambda v: v.keywords["module"]),
+    "a partial's function": (lambda m: functools.partial(m.extra_repr), lambda v: v.func.__self__),
+    "a partial's attribute": (
+        lambda m: functools.update_wrapper(functools.partial(size_of), m.forward),
+        lambda v: v.__wrapped__.__self__,
+    ),
+    "a partial of a partial": (
+        lambda m: functools.partial(functools.partial(size_of, m), 1),
+        lambda v: v.args[0],
+    ),
+    "a partial's tuple": (lambda m: functools.partial(print, (1, m)), lambda v: v.args[0][1]),
+    "a weak reference": (weakref.ref, lambda v: v()),
+    "a weak method": (lambda m: weakref.WeakMethod(m.extra_repr), lambda v: v().__self__),
+    "a list": (lambda m: [1, m], lambda v: v[1]),
+    "a tuple": (lambda m: (1, m), lambda v: v[1]),
+    "a named tuple": (lambda m: Pair(1, m), lambda v: v.second),
+    "a set": (lambda m: {m}, lambda v: next(iter(v))),
+    "a dictionary": (lambda m: {"key": m}, lambda v: v["key"]),
+    "a list of dictionaries": (lambda m: [{"key": [m.extra_repr]}], lambda v: v[0]["key"][0].__self__),
+}
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("place", ["on itself", "on its parent", "on a sibling"])
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_what_is_bound_to_the_old_module_is_bound_to_the_new(turn, source, target, binding, place, inplace):
+    make, found_in = BINDINGS[binding]
+    if binding == "a weak method" and not inplace:
+        pytest.skip("has no copy")
+    model = nn.ModuleList([build(source, "GRU"), build(source, "LSTM")])
+    holder = {"on itself": 0, "on a sibling": 1}.get(place)
+    value = make(model[0])  # kept alive here
+    vars(model if holder is None else model[holder])["bound"] = value
+    turned = turn(model, inplace=inplace)
+    if binding.startswith("a weak") and not inplace:
+        assert found_in(value) is model[0]
+    where = turned if holder is None else turned[holder]
+    assert found_in(where.bound) is turned[0], f"{binding} {place} is bound to {type(found_in(where.bound))}"
+    assert type(turned[0]) is target.GRU
+
+
+@ways
+def test_a_method_of_the_old_class_becomes_the_new_classes(turn, source, target):
+    """As a wrapper that was taken off again leaves it: an instance's forward that is the class's own."""
+    module = build(source, "GRU")
+    module.forward = module.forward
+    turned = turn(module)
+    assert turned.forward.__func__ is target.GRU.forward
+    seen, expected = changed(turned)
+    assert torch.equal(seen, expected)
+
+
+def plus_one(self, *args):
+    output, state = type(self).forward(self, *args)
+    return output + 1, state
+
+
+def as_accelerate_does(module):
+    module._old_forward = module.forward
+    patched = functools.partial(lambda module, *args: plus_one(module, *args), module)
+    module.forward = functools.update_wrapper(patched, module._old_forward)
+
+
+def as_method(module):
+    module.forward = types.MethodType(plus_one, module)
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("patch", [as_method, as_accelerate_does])
+def test_a_patched_forward_gets_the_new_module(turn, source, target, patch, inplace):
+    model = nn.Sequential(build(source, "GRU"))
+    patch(model[0])
+    turned = turn(model, inplace=inplace)[0]
+    seen, expected = changed(turned)
+    assert torch.equal(seen, expected + 1)
+    if patch is as_accelerate_does:
+        assert turned._old_forward.__self__ is turned.forward.__wrapped__.__self__ is turned
+        assert turned._old_forward.__func__ is target.GRU.forward
+
+
+HOOKS = {
+    "register_forward_pre_hook": {},
+    "register_forward_hook": {"with_kwargs": True},
+    "register_full_backward_pre_hook": {},
+    "register_full_backward_hook": {},
+    "register_state_dict_pre_hook": {},
+    "register_state_dict_post_hook": {},
+    "register_load_state_dict_pre_hook": {},
+    "register_load_state_dict_post_hook": {},
+}
+
+
+def exercise(module):
+    module(randn(L, N, H_IN, seed=1).requires_grad_())[0].sum().backward()
+    module.load_state_dict(module.state_dict())
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("bound", ["method", "partial"])
+@pytest.mark.parametrize("register", HOOKS)
+def test_hooks_bound_to_the_old_module_are_bound_to_the_new(turn, source, target, register, bound, inplace):
+    """And the modules that torch hands to a hook are the new one too."""
+    called = []
+
+    def record(self, *args, **_):
+        called.append((self, [arg for arg in args if isinstance(arg, nn.Module)]))
+
+    model = nn.Sequential(build(source, "GRU"))
+    hook = types.MethodType(record, model[0]) if bound == "method" else functools.partial(record, model[0])
+    if register == "register_state_dict_post_hook" and bound == "method":
+        with pytest.raises(AttributeError):  # torch marks the hook by an attribute, which a method can't have
+            model[0].register_state_dict_post_hook(hook)
+        return
+    handle = getattr(model[0], register)(hook, **HOOKS[register])
+    turned = turn(model, inplace=inplace)
+    exercise(turned[0])
+    ((self, handed),) = called
+    assert self is turned[0]
+    assert all(module is turned[0] for module in handed), f"{register} hands over {handed}"
+    if inplace:
+        handle.remove()
+        exercise(turned[0])
+        assert len(called) == 1
+
+
+def closure(module):
+    return lambda *args: module(*args)
+
+
+def closure_over_method(module):
+    forward = module.forward
+    return lambda *args: forward(*args)
+
+
+def nested_closure(module):
+    inner = closure(module)
+    return lambda *args: inner(*args)
+
+
+def default(module):
+    return lambda input=None, module=module: module(input)
+
+
+def keyword_default(module):
+    return lambda *args, module=module: module(*args)
+
+
+def wrapper(module):
+    def function(*args):
+        return args
+
+    function.__wrapped__ = module.forward
+    return function
+
+
+HELD = [closure, closure_over_method, nested_closure, default, keyword_default, wrapper]
+HOLDERS = {
+    "forward": lambda module, value: setattr(module, "forward", value),
+    "_forward_hooks": lambda module, value: module.register_forward_hook(value),
+    "_forward_pre_hooks": lambda module, value: module.register_forward_pre_hook(functools.partial(value, 1)),
+    "_load_state_dict_pre_hooks": lambda module, value: module.register_load_state_dict_pre_hook(value),
+    "helper": lambda module, value: setattr(module, "helper", [value]),
+    "other": lambda module, value: setattr(module, "other", types.MethodType(value, module)),
+}
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("on", ["1.inner", "1"])
+@pytest.mark.parametrize("attribute", HOLDERS)
+@pytest.mark.parametrize("make", HELD)
+def test_a_function_that_holds_the_old_module_is_refused_by_name(turn, source, target, make, attribute, on, inplace):
+    inner = build(source, "GRU")
+    model = nn.Sequential(build(source, "LSTM"), nn.Sequential(OrderedDict(inner=inner)))
+    HOLDERS[attribute](model.get_submodule(on), make(inner))
+    before = {name: snapshot(module) for name, module in model.named_modules()}
+    kind = type(model.get_submodule(on)).__name__
+    with pytest.raises(TypeError, match=rf"can't convert: {attribute} of {on} \({kind}\) can't be bound"):
+        turn(model, inplace=inplace)
+    assert {name: snapshot(module) for name, module in model.named_modules()} == before
+
+
+def snapshot(module):
+    """What the attributes and hooks of a module are, by identity."""
+    found = {key: id(value) for key, value in vars(module).items()}
+    return found | {
+        (key, k): id(v) for key, value in vars(module).items() if isinstance(value, dict) for k, v in value.items()
+    }
+
+
+@ways
+def test_a_method_that_the_new_class_lacks_is_refused_by_name(turn, source, target):
+    """torch.nn's layers have methods of their own caches, rnnkit's of their own checks."""
+    module = build(source, "GRU")
+    module.kept = module._update_flat_weights if source is nn else module._fetch_weights
+    with pytest.raises(TypeError, match=r"kept of the model itself \(GRU\) can't be bound"):
+        turn(module)
+
+
+@ways
+def test_functions_that_hold_nothing_of_the_model_go_over(turn, source, target):
+    other = nn.Linear(1, 1)
+
+    def recursive(depth=3):
+        return recursive(depth - 1) if depth else other
+
+    def unset():
+        return late
+
+    module = build(source, "GRU")
+    module.plain, module.recursive, module.unset = size_of, recursive, unset
+    module.itself = [other]
+    module.itself.append(module.itself)
+    module.gone = weakref.ref(nn.Linear(1, 1))
+    vars(module)["proxy"] = weakref.proxy(nn.Linear(1, 1))  # not by setattr, which looks at it
+    vars(module)["proxies"] = (module.proxy,)
+    kept = {key: vars(module)[key] for key in ("plain", "recursive", "unset", "itself", "gone", "proxy", "proxies")}
+    turned = turn(module)
+    assert all(vars(turned)[key] is value for key, value in kept.items())
+    late = None  # so that `unset` has a cell, empty until here
+
+
+@ways
+@pytest.mark.parametrize(("kind", "cell"), ALL)
+def test_what_is_added_to_the_new_module_does_not_appear_in_the_old(turn, source, target, kind, cell):
+    """The two share parameters, not the registries that list them."""
+    old = build(source, kind, cell)
+    old.register_buffer("own", torch.zeros(1), persistent=False)
+    new = turn(old)
+    for one, other, suffix in ((new, old, "new"), (old, new, "old")):
+        one.register_parameter("weight_" + suffix, nn.Parameter(torch.zeros(1)))
+        one.register_buffer("buffer_" + suffix, torch.zeros(1))
+        one.register_buffer("hidden_" + suffix, torch.zeros(1), persistent=False)
+        one.add_module("module_" + suffix, nn.Linear(1, 1))
+        for name in ("weight_", "buffer_", "hidden_", "module_"):
+            assert not hasattr(other, name + suffix), f"{name + suffix} appears in the other module"
+        assert "hidden_" + suffix not in other._non_persistent_buffers_set
+    del new.own
+    assert "own" in old._non_persistent_buffers_set
+
+
+@ways
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("reparametrise", ["weight_norm", "spectral_norm", "prune"])
+def test_a_reparametrisation_can_still_be_removed(turn, source, target, reparametrise):
+    module = build(source, "GRU")
+    if reparametrise == "prune":
+        prune.l1_unstructured(module, "weight_hh_l0", amount=0.5)
+    else:
+        getattr(nn.utils, reparametrise)(module, "weight_hh_l0")
+    module.eval()
+    before = module(randn(L, N, H_IN, seed=1))[0]
+    turned = turn(module)
+    removed = prune.remove if reparametrise == "prune" else getattr(nn.utils, f"remove_{reparametrise}")
+    removed(turned, "weight_hh_l0")
+    assert sorted(turned.state_dict()) == sorted(build(target, "GRU").state_dict())
+    torch.testing.assert_close(turned(randn(L, N, H_IN, seed=1))[0], before, rtol=0, atol=1e-15)
+
+
+@ways
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_module_at_several_places_is_replaced_by_one_at_any_depth(turn, source, target, inplace):
+    shared = build(source, "GRU")
+    deep = shared
+    for _ in range(40):
+        deep = nn.Sequential(deep)
+    model = nn.ModuleDict({"one": shared, "two": shared, "deep": deep, "three": nn.ModuleList([shared, shared])})
+    vars(model)["plain"] = [shared]
+    turned = turn(model, inplace=inplace)
+    deep = turned["deep"]
+    for _ in range(40):
+        deep = deep[0]
+    assert type(deep) is target.GRU
+    found = [turned["one"], turned["two"], *turned["three"], turned.plain[0]]
+    assert all(module is deep for module in found)
+    assert (model["one"] is shared) != inplace
+    assert (deep.weight_hh_l0 is shared.weight_hh_l0) == inplace
+
+
 # What can't be converted --------------------------------------------------------------------------------------------
 
 
@@ -370,6 +726,27 @@ def test_scripted_modules_are_refused(subclasses):
     with pytest.raises(TypeError, match="scripted"):
         convert(model, subclasses=subclasses)
     assert untouched(model, modules)
+
+
+@ways
+@pytest.mark.parametrize(
+    ("junk", "said"),
+    [
+        (None, "NoneType$"),
+        (3, "int$"),
+        ([nn.GRU(1, 1)], "list; put the modules into an nn.ModuleList"),
+        ({"rnn": nn.GRU(1, 1)}, "dict; put the modules into an nn.ModuleList or nn.ModuleDict"),
+        (nn.GRU, "the class GRU; make an instance"),
+        ("model.pt", "str; load the model first"),
+        (Path("model.pt"), "Path; load the model first"),
+        (OrderedDict(weight=torch.zeros(1)), "OrderedDict; put the modules"),
+        (torch.zeros(1), "Tensor$"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_module_is_refused_by_the_name_of_the_argument(turn, source, target, junk, said):
+    with pytest.raises(TypeError, match=rf"{turn.__name__}\(\): argument 'model' .* torch.nn.Module, got: .*{said}"):
+        turn(junk)
 
 
 @ways
