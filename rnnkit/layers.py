@@ -121,7 +121,9 @@ class RNNBase(nn.Module):
         if torch.compiler.is_compiling():
             try:
                 form, stack = self.record(input, hx)
-            except Exception:  # the eager call below raises it again: a frame that raises, the compiler gives up for good
+            except (
+                Exception
+            ):  # the eager call below raises it again: a frame that raises, the compiler gives up for good
                 if compiler.exporting():
                     raise
             else:
@@ -260,9 +262,7 @@ class RNNBase(nn.Module):
         """hx with its batch in another order."""
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
-    def _check(
-        self, batch: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int
-    ) -> None:
+    def _check(self, batch: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int) -> None:
         """Check what a call must satisfy beyond its ranks. A graph can't ask what batch_sizes hold: its operator does."""
         checks.check_settings(self.path, self.checkpoint_every)
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
@@ -278,7 +278,9 @@ class RNNBase(nn.Module):
             checks.check_packed(batch, batch_sizes)
             if self.mode == "LSTM":
                 sizes = self._state_sizes(N)
-                pair = [batch.new_empty(size) for size in sizes] if hx is None else hx  # whose sizes alone are looked at
+                pair = (
+                    [batch.new_empty(size) for size in sizes] if hx is None else hx
+                )  # whose sizes alone are looked at
                 checks.check_packed_pair(batch, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
         bias = flat_weights[3] if self.bias else None
         checks.check_hx_dtype(states[0] if states else batch, flat_weights[1], bias)

@@ -14,7 +14,8 @@ import torch
 from torch.autograd import forward_ad
 
 from . import checks, compiler, fast, recurrence
-from .stack import Results, Run, Stack
+from .stack import Layer, Results, Stack, layer
+from .stack import run as run_by
 
 
 class Choice(NamedTuple):
@@ -35,7 +36,8 @@ class Rule(NamedTuple):
     applies: Callable[[Stack], bool]
 
 
-PATHS: dict[str, Run] = {"readable": recurrence.stack, "fast": fast.stack, "compiled": compiler.stack}
+#: What each path runs a layer by.
+LAYERS: dict[str, Layer] = {"readable": layer(recurrence.unroll), "fast": fast.layer, "compiled": compiler.layer}
 
 _functorch = torch._C._functorch
 #: What tells of tracers and transforms is torch's own. Should it go, so does the fast path, and nothing else.
@@ -89,4 +91,4 @@ def choose(stack: Stack) -> Choice:
 
 def run(stack: Stack) -> Results:
     """Run a stack by the path that it takes."""
-    return PATHS[rule(stack).path](stack)
+    return run_by(stack, LAYERS[rule(stack).path])

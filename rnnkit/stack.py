@@ -1,8 +1,9 @@
-"""The record that every path takes: the layers of one call, and the rows that go through them.
+"""The records that all paths take, and the order in which they run them.
 
-    Weights   the parameters of one direction of one layer
-    Stack     the layers, what one call gives them, and how they are to be run
-    run       layer by layer, with dropout between them
+Weights    the parameters of one direction of one layer
+Direction  one direction of one layer with the tensors of one call: a path unrolls it over time
+Stack      the layers with the tensors of one call
+run        layer by layer, with dropout between them
 """
 
 from collections.abc import Callable, Sequence
@@ -25,27 +26,17 @@ class Weights(NamedTuple):
     w_hr: Tensor | None = None  # (H_out, H_cell)
 
 
-class Stack(NamedTuple):
-    """Layers on top of each other with the tensors of one call.
-
-    `states` and `weights` have an entry for each layer and direction, in the order of h_n's first dimension: layer by
-    layer, in each the forward direction first. One layer is a stack, too: what runs a layer takes the same record.
-    """
+class Direction(NamedTuple):
+    """One direction of one layer, and what it is to be unrolled over."""
 
     equation: Equation
     input: Tensor  # (L, N, H_in), or packed rows (S, H_in)
-    states: Sequence[State]  # h (N, H_out), and for an LSTM c (N, H_cell)
-    weights: Sequence[Weights]
+    state: State  # before the step taken first: h (N, H_out), and for an LSTM c (N, H_cell)
+    weights: Weights
     batch_sizes: Tensor | None = None  # of packed rows: step t has the next batch_sizes[t] of them
-    bidirectional: bool = False
-    dropout: float = 0.0  # on what one layer hands to the next; 0 where the module doesn't train
-    path: str = "fast"
+    reverse: bool = False  # from the last step to the first
+    path: str = "fast"  # as the module wants it
     checkpoint_every: int | None = None  # steps
-
-    @property
-    def directions(self) -> int:
-        """D: 2 if bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
 
     @property
     def length(self) -> int:
@@ -62,46 +53,83 @@ class Stack(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        """All that a gradient may be asked for: the input, and for each layer and direction its Weights and its state."""
-        groups = zip(self.weights, self.states, strict=True)
-        return [self.input, *(tensor for weights, state in groups for tensor in (*weights, *state))]
+        """All that a gradient may be asked for: the input, the weights, the state."""
+        return [self.input, *self.weights, *self.state]
 
-    def given(self, tensors: Sequence[Tensor | None]) -> "Stack":
-        """Return the same stack with other `tensors`, or with none."""
-        fields = len(Weights._fields)
-        width = fields + len(self.equation.state)
-        groups: list[Any] = [tensors[k : k + width] for k in range(1, len(tensors), width)]
-        input: Any = tensors[0] if tensors else None
-        states, weights = [tuple(group[fields:]) for group in groups], [Weights(*group[:fields]) for group in groups]
-        return self._replace(input=input, states=states, weights=weights)
+    def given(self, tensors: Sequence[Tensor | None]) -> "Direction":
+        """Return the same direction with other `tensors`."""
+        fields = 1 + len(Weights._fields)
+        given: Any = tensors
+        return self._replace(input=given[0], weights=Weights(*given[1:fields]), state=tuple(given[fields:]))
 
-    def layer(self, k: int, input: Tensor) -> "Stack":
-        """Return layer `k` alone, with another input."""
-        own = slice(k * self.directions, (k + 1) * self.directions)
-        return self._replace(input=input, states=self.states[own], weights=self.weights[own], dropout=0.0)
+
+class Stack(NamedTuple):
+    """Layers on top of each other.
+
+    `states` and `weights` have an entry for each layer and direction, in the order of h_n's first dimension: layer by
+    layer, in each the forward direction first.
+    """
+
+    equation: Equation
+    input: Tensor  # (L, N, H_in), or packed rows (S, H_in)
+    states: Sequence[State]
+    weights: Sequence[Weights]
+    batch_sizes: Tensor | None = None
+    bidirectional: bool = False
+    dropout: float = 0.0  # on what one layer hands to the next; 0 where the module doesn't train
+    path: str = "fast"
+    checkpoint_every: int | None = None
+
+    @property
+    def length(self) -> int:
+        """L: the number of steps."""
+        return (self.input if self.batch_sizes is None else self.batch_sizes).size(0)
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """All tensors that are computed with."""
+        groups = *self.weights, *self.states
+        return [self.input, *(tensor for group in groups for tensor in group)]
+
+    def direction(self, k: int, input: Tensor, reverse: bool) -> Direction:
+        """Return the entry `k` of states and weights as a direction over `input`."""
+        settings = self.batch_sizes, reverse, self.path, self.checkpoint_every
+        return Direction(self.equation, input, self.states[k], self.weights[k], *settings)
 
 
 Results: TypeAlias = tuple[Tensor, list[State]]  # output (L, N, D*H_out) or (S, D*H_out), and the state after all steps
-Run: TypeAlias = Callable[[Stack], Results]
+Unroll: TypeAlias = Callable[
+    [Direction], tuple[Tensor, State]
+]  # output (L, N, H_out) or (S, H_out), and its last state
+Layer: TypeAlias = Callable[[Sequence[Direction]], Results]
 
 
-def run(stack: Stack, run_layer: Run) -> Results:
-    """Run the layers of `stack` on top of each other, each by `run_layer`, with dropout on what one hands to the next."""
-    layers = len(stack.weights) // stack.directions
-    if layers == 1:
-        return named(run_layer, stack.equation, 0)(stack)
+def layer(unroll: Unroll) -> Layer:
+    """Return the function that runs a layer, whose directions it takes, by `unroll`."""
+
+    def layer(directions: Sequence[Direction]) -> Results:
+        outputs, finals = zip(*map(unroll, directions), strict=True)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), [*finals]
+
+    return layer
+
+
+def run(stack: Stack, layer: Layer) -> Results:
+    """Run the layers of `stack` on top of each other, with dropout on what one hands to the next."""
+    D = 2 if stack.bidirectional else 1
     output, finals = stack.input, []
-    for k in range(layers):
+    for k in range(0, len(stack.weights), D):
         if k and stack.dropout:
             output = F.dropout(output, stack.dropout)
-        output, final = named(run_layer, stack.equation, k)(stack.layer(k, output))
+        directions = [stack.direction(k + d, output, reverse=d == 1) for d in range(D)]
+        output, final = named(layer, stack.equation, k // D)(directions)
         finals += final
     return output, finals
 
 
-def named(run_layer: Run, equation: Equation, k: int) -> Run:
-    """Return `run_layer`, which under a profiler goes by the name of layer `k`: lstm_l0, for one."""
+def named(layer: Layer, equation: Equation, k: int) -> Layer:
+    """Return `layer`, which under a profiler goes by the name of layer `k`: lstm_l0, for one."""
     # torch keeps this flag for itself: should it go, so does the name, and nothing else.
     if not getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
-        return run_layer
-    return torch.profiler.record_function(f"{equation.step.__name__}_l{k}")(run_layer)
+        return layer
+    return torch.profiler.record_function(f"{equation.step.__name__}_l{k}")(layer)

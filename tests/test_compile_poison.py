@@ -177,7 +177,7 @@ def case(kind, refused, mode, way, backend):
         assert error(compiled, *wrong) == expected
     same(compiled, module, eager, twin, mode)
     if way in WAYS and not kind.endswith("cell"):  # not only right, but compiled
-        assert any("rnnkit.layer" in str(node.target) for gm in graphs for node in gm.graph.nodes)
+        assert any("rnnkit.unroll" in str(node.target) for gm in graphs for node in gm.graph.nodes)
 
 
 def whole_step(kind, forward, autograd, backend):

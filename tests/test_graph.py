@@ -95,7 +95,7 @@ def test_the_graph_holds_one_operator_whatever_the_length(kind):
         graphs = []
         module = build(rnnkit, kind, **DEEP)
         compiled(module, graphs)(*arguments(module, steps=steps))
-        assert sum("rnnkit.layer" in str(node.target) for node in graphs[-1].graph.nodes) == 1
+        assert sum("rnnkit.unroll" in str(node.target) for node in graphs[-1].graph.nodes) == 1
         nodes.append(len(graphs[-1].graph.nodes))
     assert nodes[0] == nodes[1] < 100
 
@@ -104,7 +104,7 @@ def test_with_dropout_there_is_one_operator_for_each_layer():
     graphs = []
     module = build(rnnkit, "GRU", num_layers=3, dropout=0.5)
     compiled(module, graphs)(*arguments(module))
-    assert sum("rnnkit.layer" in str(node.target) for node in graphs[-1].graph.nodes) == 3
+    assert sum("rnnkit.unroll" in str(node.target) for node in graphs[-1].graph.nodes) == 3
 
 
 @kinds

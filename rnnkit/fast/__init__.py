@@ -1,28 +1,32 @@
-"""The fast path: a stack by kernels, in place, differentiated by hand.
+"""The fast path: an equation's kernel over time, in place, differentiated by hand.
 
-    products  which library forms a product, and how a weight lies in memory for it
-    kernels   the equations in place, each with its derivative
-    timeline  when rows take their steps
-    maps      the products of one direction
-    backprop  one direction, forward and back through time
-    paired    both directions of a layer at once
-    autograd  a layer, and what autograd sees of it
+products  which library forms a product, and how a weight lies in memory for it
+kernels   the equations in place, each with its derivative
+timeline  when rows take their steps
+loop      one direction: its steps forward, and back through time
+autograd  what autograd sees of it: `unroll`
+pair      both directions of a layer by one loop
 """
+
+from collections.abc import Sequence
 
 import torch
 
-from ..stack import Results, Stack, run
+from ..stack import Direction, Results, Stack
+from ..stack import layer as one_by_one
+from . import pair
+from .autograd import differentiate, plain, unroll
 from .kernels import KERNELS
-from .autograd import backward, differentiate, forward, layer, new_tape, plain
+from .loop import Loop, new_tape
 
-__all__ = ["DTYPES", "KERNELS", "backward", "differentiate", "forward", "layer", "new_tape", "pays", "plain", "projects", "stack"]
+__all__ = ["DTYPES", "KERNELS", "Loop", "differentiate", "layer", "new_tape", "pays", "plain", "projects", "unroll"]
 
 DTYPES = (torch.float32, torch.float64)
 
 
-def stack(stack: Stack) -> Results:
-    """Run a stack by the fast path: as the readable one, to rounding; in float64 to the bit."""
-    return run(stack, layer)
+def layer(directions: Sequence[Direction]) -> Results:
+    """Run a layer by its directions, both at once where that pays."""
+    return pair.run(directions, unroll) if pair.pays(directions) else one_by_one(unroll)(directions)
 
 
 def projects(stack: Stack) -> bool:
@@ -30,7 +34,9 @@ def projects(stack: Stack) -> bool:
     return stack.weights[0].w_hr is None or KERNELS[stack.equation.step].projects
 
 
-def pays(stack: Stack) -> bool:
+def pays(stack: Stack | Direction) -> bool:
     """Say whether so many steps take less time by this path than by the readable one, or are to take it anyway."""
     graph = torch.is_grad_enabled()
-    return stack.path == "always fast" or stack.length >= KERNELS[stack.equation.step].pays_from[stack.input.dtype][graph]
+    return (
+        stack.path == "always fast" or stack.length >= KERNELS[stack.equation.step].pays_from[stack.input.dtype][graph]
+    )

@@ -118,7 +118,7 @@ class Kernel(Protocol):
     def in_order(self, w_ih: Tensor) -> Tensor:
         """Return w_ih (..., G*H, H_in) with its gates in the kernel's order."""
 
-    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+    def in_torch_order(self, grad: Tensor) -> Tensor:
         """Return a gradient of w_ih or b_ih, whose gates are along `dim`, with them in torch's order."""
 
 
@@ -137,7 +137,7 @@ class Summed:
     def in_order(self, w_ih: Tensor) -> Tensor:
         return w_ih
 
-    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
+    def in_torch_order(self, grad: Tensor) -> Tensor:
         return grad
 
 
@@ -203,12 +203,12 @@ class LSTM(Summed):
     tapeless = False
 
     def tape(self, a: Tensor, rows: int) -> Rows:
-        shape = *a.shape[:-1], a.size(-1) // 4
+        shape = a.size(0), a.size(1) // 4
         return a, a.new_empty(shape), a.new_empty(shape)
 
     def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
         a, g, c = tape
-        i, f, tc, o = a.chunk(4, -1)
+        i, f, tc, o = a.chunk(4, 1)
         return x, a, i, f, tc, o, g, c, *((a,) if by.whole else (i, f, o))
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
@@ -233,24 +233,24 @@ class LSTM(Summed):
 
     def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
         (a, g, _), (_, c) = tape, before
-        i, f, tc, o = a.chunk(4, -1)
-        di, df, dg, do, dc_dm = space.chunk(5, -1)
+        i, f, tc, o = a.chunk(4, 1)
+        di, df, dg, do, dc_dm = space.chunk(5, 1)
         _sigmoid_backward(g, i, grad_input=di)  # di = g * i * (1 - i), times dc'
         _sigmoid_backward(c, f, grad_input=df)  # df = c * f * (1 - f), times dc'
         _tanh_backward(i, g, grad_input=dg)  # dg = i * (1 - g²), times dc'
         _sigmoid_backward(tc, o, grad_input=do)  # do = tanh(c') * o * (1 - o), times dm
         _tanh_backward(o, tc, grad_input=dc_dm)  # dc' = o * (1 - tanh²(c')), times dm
-        return space.narrow(-1, 0, a.size(-1)), dc_dm, f
+        return space.narrow(1, 0, a.size(1)), dc_dm, f
 
     def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
         da, dc_dm, f = derivatives
-        gates = da.view(*da.shape[:-1], 4, -1)
-        return da, gates[..., :3, :], gates[..., 3, :], dc_dm, f
+        gates = da.view(da.size(0), 4, -1)
+        return da, gates.narrow(1, 0, 3), gates.select(1, 3), dc_dm, f
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         w, addmm, _ = dh
         d, dc = dstate
-        dc_of_gates = dc.unsqueeze(-2)  # (n, 1, H), the same memory
+        dc_of_gates = dc.unsqueeze(1)  # (n, 1, H), the same memory
         for dy, da, d_ifg, do, dc_dm, f in steps:
             dm = unproject.mm(d, unproject.w) if unproject else d  # dm = dh' W_hr
             dc.addcmul_(dm, dc_dm)  # dc' += dm * o * (1 - tanh²(c'))
@@ -275,23 +275,23 @@ class GRU:
     tapeless = False
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        bias, rz = b_ih.clone(), b_ih.size(-1) // 3 * 2
-        bias.narrow(-1, 0, rz).add_(b_hh.narrow(-1, 0, rz))
+        bias, rz = b_ih.clone(), b_ih.size(0) // 3 * 2
+        bias.narrow(0, 0, rz).add_(b_hh.narrow(0, 0, rz))
         return bias
 
     def tape(self, a: Tensor, rows: int) -> Rows:
-        return a, a.new_empty(rows, *a.shape[1:-1], a.size(-1) // 3)
+        return a, a.new_empty(rows, a.size(1) // 3)
 
     def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
-        H = x.size(-1) // 3
-        n_i = x.narrow(-1, 2 * H, H)
+        H = x.size(1) // 3
+        n_i = x.narrow(1, 2 * H, H)
         tape[1].copy_(n_i)
-        n_i.copy_(b_hh.narrow(-1, 2 * H, H)) if b_hh is not None else n_i.zero_()
+        n_i.copy_(b_hh.narrow(0, 2 * H, H)) if b_hh is not None else n_i.zero_()
 
     def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
         a, n = tape
-        r, z, n_h = a.chunk(3, -1)
-        return x, a, r, z, n_h, n, *((a.narrow(-1, 0, 2 * n.size(-1)),) if by.whole else (r, z))
+        r, z, n_h = a.chunk(3, 1)
+        return x, a, r, z, n_h, n, *((a.narrow(1, 0, 2 * n.size(1)),) if by.whole else (r, z))
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
         (w, addmm, _), add_product, tanh, sub = hgates, by.add_product, torch.tanh, torch.sub
@@ -310,8 +310,8 @@ class GRU:
 
     def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
         (a, n), (h,) = tape, before
-        r, z, n_h = a.chunk(3, -1)
-        dn_i, dr, dz, dn_h = space.chunk(4, -1)  # all times dh'
+        r, z, n_h = a.chunk(3, 1)
+        dn_i, dr, dz, dn_h = space.chunk(4, 1)  # all times dh'
         _tanh_backward(torch.sub(n.new_ones(()), z, out=dn_i), n, grad_input=dn_i)  # dn_i = (1 - z) * (1 - n²)
         torch.mul(dn_i, r, out=dn_h)  # dn_h = dn_i * r
         _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)  # dr = dn_i * n_h * r * (1 - r)
@@ -320,13 +320,13 @@ class GRU:
 
     def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
         da, z = derivatives
-        H = z.size(-1)
-        return da.narrow(-1, H, 3 * H), da.view(*da.shape[:-1], 4, H), z
+        H = z.size(1)
+        return da.narrow(1, H, 3 * H), da.view(da.size(0), 4, H), z
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         (w, addmm, _), addcmul = dh, torch.addcmul
         (d,) = dstate
-        d_of_gates = d.unsqueeze(-2)  # (n, 1, H), the same memory
+        d_of_gates = d.unsqueeze(1)  # (n, 1, H), the same memory
         for dy, dhgates, da, z in steps:
             da.mul_(d_of_gates)  # dn_i, dr, dz, dn_h *= dh'
             addcmul(dy, d, z, out=d)  # dh = dy + dh' * z
@@ -334,14 +334,14 @@ class GRU:
         return (d,)
 
     def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
-        H = da.size(-1) // 4
+        H = da.size(-1) // 4  # of da, or of its sum
         return da.narrow(-1, 0, 3 * H), da.narrow(-1, H, 3 * H)
 
     def in_order(self, w_ih: Tensor) -> Tensor:
-        return w_ih.roll(w_ih.size(-2) // 3, -2)
+        return w_ih.roll(w_ih.size(0) // 3, 0)
 
-    def in_torch_order(self, grad: Tensor, dim: int) -> Tensor:
-        return grad.roll(-(grad.size(dim) // 3), dim)
+    def in_torch_order(self, grad: Tensor) -> Tensor:
+        return grad.roll(-(grad.size(0) // 3), 0)
 
 
 #: The kernels of torch.nn's equations. An equation that is not here takes the readable path.

@@ -1,0 +1,218 @@
+"""The loop over the steps of one direction, in place, and back through time by hand.
+
+Time is cut into spans of steps. Forward, a span forms its igates in one product and then takes its steps. Back, all
+local derivatives of a span are formed at once; the loop over its steps is then one product and a few operations in
+place, and each weight's gradient is one product over all of the span's rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..equations import State
+from ..stack import Direction, Weights
+from . import products
+from .kernels import EXACT, FEW, KERNELS
+from .products import Product
+from .timeline import Carry, Span, Timeline
+
+#: How large a span's gates are, by measurement. Its products are to run at nearly full rate, with what each of them
+#: costs for its weight alone, and what a step leaves is to be in cache for as long as the span lasts.
+ELEMENTS = 2**19  # at least
+WEIGHTS = 2  # and so many times the larger weight
+
+Grads: TypeAlias = list[Tensor | None]
+
+
+def new_tape(direction: Direction) -> list[Tensor]:
+    """Allocate what `Loop.forward` writes and `Loop.backward` reads. Sizes are not looked at, for they may be symbols."""
+    input, packed = direction.input, direction.batch_sizes is not None
+    rows = input.size(0) if packed else input.size(0) * input.size(1)
+    return _tape(direction, _igates_memory(direction, rows), rows)
+
+
+def _tape(direction: Direction, a: Tensor, rows: int) -> list[Tensor]:
+    """Return a and what else the steps write on; with a projection, the last of it is m, which is projected."""
+    tape = [*KERNELS[direction.equation.step].tape(a, rows)]
+    return tape if direction.weights.w_hr is None else [*tape, torch.empty_like(tape[-1])]
+
+
+def _igates_memory(direction: Direction, rows: int) -> Tensor:
+    """Allocate the igates of `rows` rows: in odd lines, if the weight is large and hgates are added to them."""
+    shape = rows, direction.weights.w_ih.size(0)
+    large = direction.weights.w_hh.numel() > products.LARGE
+    return products.in_odd_lines(direction.input, *shape) if large else direction.input.new_empty(shape)
+
+
+class Loop:
+    """One direction, ready to run. Rows are (S, F) here, in the order of time; of a padded batch, S is L*N."""
+
+    def __init__(self, direction: Direction) -> None:
+        self.direction, self.weights, self.state = direction, direction.weights, direction.state
+        self.kernel = KERNELS[direction.equation.step]
+        self.time = Timeline(direction.step_sizes, self.state[0].size(0), direction.reverse)
+        self.rows = self._as_rows(direction.input)
+        #: In float64 values are torch.nn's to the bit, by ATen's operations in ATen's order.
+        self.exact = direction.input.dtype != torch.float32
+        self.arithmetic = EXACT if self.exact else FEW
+        self.projected = self.weights.w_hr is not None
+
+    def _as_rows(self, steps: Tensor) -> Tensor:
+        return steps.flatten(0, 1) if self.direction.batch_sizes is None else steps
+
+    def _as_steps(self, rows: Tensor) -> Tensor:
+        return rows.view(*self.direction.input.shape[:-1], rows.size(1))
+
+    def _spans(self) -> Sequence[Span]:
+        """Return the spans of time, in this direction's order."""
+        w_ih, w_hh = self.weights.w_ih, self.weights.w_hh
+        elements = max(ELEMENTS, WEIGHTS * w_ih.numel(), WEIGHTS * w_hh.numel())
+        return self.time.spans(elements * len(self.time.sizes) // (self.time.total * w_ih.size(0)) or 1)
+
+    def _of(self, span: Span, *tensors: Tensor) -> list[Tensor]:
+        """Return the rows of `span`: of a tensor that occurs twice, one and the same view."""
+        views = {id(tensor): span.of(tensor, self.time.total) for tensor in tensors}
+        return [views[id(tensor)] for tensor in tensors]
+
+    # Forward --------------------------------------------------------------------------------------------------------
+
+    def forward(self, tape: list[Tensor] | None) -> tuple[Tensor, State]:
+        """Return the output (L, N, H_out) or (S, H_out) and the state after the last step. Write the tape, if given."""
+        time, kernel, spans = self.time, self.kernel, self._spans()
+        most = max(span.rows for span in spans)
+        output = self.rows.new_empty(time.total, self.state[0].size(1))
+        carry = Carry(self.state, time.first_size)
+        with torch.inference_mode():  # nothing here concerns autograd, and calls are cheaper without
+            x = output if kernel.tapeless else tape[0] if tape else _igates_memory(self.direction, most)
+            if tape is None:  # all steps share what they write on
+                tape = _tape(self.direction, x.new_empty(time.N, x.size(1)), most)
+            igates, hgates, project = self._igates(most), self._hgates(), self._project()
+            for span in spans:
+                of_x, of_output, *of_tape = self._of(span, x, output, *tape)
+                *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
+                of_x = igates(span, of_x)
+                kernel.begin(of_x, of_tape, None if self.exact else self.weights.b_hh)
+                views = of_output, m, *kernel.views(of_x, of_tape, self.arithmetic)
+                for n, steps in time.stretches(span, views):
+                    state = carry.resize(n)
+                    carry.state = kernel.forward(state, zip(*steps, strict=True), hgates, project, self.arithmetic)
+        return self._as_steps(output), carry.whole()
+
+    def _igates(self, most: int) -> Callable[[Span, Tensor], Tensor]:
+        """Return the function (span, out) -> igates of the span, in `out` or in memory of their own."""
+        (w_ih, _, b_ih, b_hh, _), rows, total = self.weights, self.rows, self.time.total
+        if self.exact:  # the last bits of a product may depend on how many rows it has: one for all spans
+            whole = F.linear(self.direction.input, w_ih, b_ih).flatten(0, -2)
+            return lambda span, out: span.of(whole, total)
+        bias = b_ih if b_ih is None or b_hh is None else self.kernel.bias(b_ih, b_hh)
+        affine = products.affine(total, most, w_ih, bias)
+        return lambda span, out: affine(span.of(rows, total), out)
+
+    def _hgates(self) -> Product:
+        """Make W_hh h ready; if exact, with b_hh."""
+        w_hh, b_hh = self.weights.w_hh, self.weights.b_hh
+        return products.exact(w_hh, b_hh) if self.exact else self._repeated(w_hh.t())
+
+    def _project(self) -> Product | None:
+        """Make W_hr m ready."""
+        w_hr = self.weights.w_hr
+        return None if w_hr is None else products.exact(w_hr) if self.exact else self._repeated(w_hr.t())
+
+    def _repeated(self, w_t: Tensor) -> Product:
+        """Make the product of a step's rows with w_t ready."""
+        return products.repeated(len(self.time.sizes), self.time.N, w_t)
+
+    # Back through time ----------------------------------------------------------------------------------------------
+
+    def backward(
+        self, output: Tensor, tape: list[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> Grads:
+        """Return the gradients of `direction.tensors`, those that are needed at least.
+
+        output, tape  as `forward` returned and wrote them
+        grads         of the output and of the state after the last step; None stands for zeros
+        """
+        kernel, time, output, spans = self.kernel, self.time, self._as_rows(output), self._spans()
+        dy = None if grads[0] is None else self._as_rows(grads[0])
+        dx = torch.empty_like(self.rows) if needed[0] else None
+        w_x = kernel.in_order(self.weights.w_ih).t() if needed[0] else None
+        after = kernel.after(output, tape)
+        totals = Totals(self, needed)
+        pairs = zip(self.state, grads[1:], strict=True)
+        carry = Carry(tuple([torch.zeros_like(s) if d is None else d.clone() for s, d in pairs]), time.last_size)
+        dh_next = self._repeated(self.weights.w_hh)
+        unproject = None if self.weights.w_hr is None else self._repeated(self.weights.w_hr)
+        space = products.in_odd_lines(output, max(span.rows for span in spans), kernel.derived * self.state[-1].size(1))
+        for span in reversed(spans):
+            of_rows, of_output, *of_tape = self._of(span, self.rows, output, *tape)
+            *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
+            dh = None if dy is None else span.of(dy, time.total)
+            if self.projected:  # then what arrives by the state is added to it
+                dh = torch.zeros_like(of_output) if dh is None else dh.clone()
+            with torch.inference_mode():
+                before = tuple(time.before(span, *states) for states in zip(self.state, after, strict=True))
+                derivatives = kernel.derivatives(of_tape, m, before, space[: span.rows])
+                self._steps_back(span, carry, dh, derivatives, dh_next, unproject)
+            totals.add(derivatives[0], of_rows, before[0], dh, m)
+            if dx is not None and w_x is not None:
+                span.of(dx, time.total).copy_(products.linear(kernel.gradients(derivatives[0])[0], w_x))
+        return [None if dx is None else self._as_steps(dx), *totals.whole(), *carry.whole()]
+
+    def _steps_back(
+        self,
+        span: Span,
+        carry: Carry,
+        dh: Tensor | None,
+        derivatives: Sequence[Tensor],
+        dh_next: Product,
+        unproject: Product | None,
+    ) -> None:
+        """Take the steps of `span` back: carry the gradient of the state along, turn the derivatives into gradients.
+
+        dh is the gradient of the output; if that was projected, what arrives by the state is added to it.
+        """
+        dy = torch.zeros_like(self.state[0]) if dh is None else dh
+        for n, steps in self.time.stretches(span, [dy, *self.kernel.back_views(derivatives)], back=True):
+            (arriving, *views), (d, *others) = steps, carry.resize(n)
+            d = arriving[0].add_(d) if self.projected else d.add_(arriving[0])
+            # With a step goes what arrives at the one that is taken next; for the last of these, that comes later.
+            later = *arriving[1:], torch.zeros_like(d)
+            carry.state = self.kernel.backward((d, *others), zip(later, *views, strict=True), dh_next, unproject)
+
+
+class Totals:
+    """The gradients of a direction's weights, those that are needed, summed over spans."""
+
+    def __init__(self, loop: Loop, needed: Sequence[bool]) -> None:
+        self.kernel = loop.kernel
+        self.needed = Weights(*needed[1 : 1 + len(Weights._fields)])  # type: ignore[arg-type]
+        self.w_ih: Tensor | None = None
+        self.w_hh: Tensor | None = None
+        self.w_hr: Tensor | None = None
+        self.da: Tensor | None = None  # summed over rows
+
+    def add(self, da: Tensor, x: Tensor, h: Tensor, dh: Tensor | None, m: Tensor) -> None:
+        """Add a span's: da by its input x and by h, the states before its steps; dh by m, what was projected."""
+        digates, dhgates = self.kernel.gradients(da)
+        of_igates = products.gradient(digates)
+        of_hgates = of_igates if dhgates is digates else products.gradient(dhgates)
+        if self.needed.w_ih:
+            self.w_ih = of_igates(x, self.w_ih)
+        if self.needed.w_hh:
+            self.w_hh = of_hgates(h, self.w_hh)
+        if self.needed.w_hr and dh is not None:
+            self.w_hr = products.gradient(dh)(m, self.w_hr)
+        if self.needed.b_ih or self.needed.b_hh:
+            self.da = da.sum(0) if self.da is None else self.da.add_(da.sum(0))
+
+    def whole(self) -> Grads:
+        """Return the gradients in the order of Weights, each in memory of its own."""
+        b_ih, b_hh = None, None
+        if self.da is not None:
+            b_ih, b_hh = self.kernel.gradients(self.da)
+            b_ih, b_hh = self.kernel.in_torch_order(b_ih), b_hh.clone()
+        w_ih = None if self.w_ih is None else self.kernel.in_torch_order(self.w_ih)
+        return [w_ih, self.w_hh, b_ih, b_hh, self.w_hr]

@@ -1,0 +1,55 @@
+"""Both directions of a layer at once: half the calls, for sizes where those are what counts.
+
+They are one direction of twice the size, whose weights are zero between the two: the reverse one takes the last step's
+input when the forward one takes the first's. All of it is plain torch operations around one unroll.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..stack import Direction, Results, Unroll, Weights
+
+FEW = 2**15  # multiplications in a step; of more, the products with zeros cost more than the calls
+
+
+def pays(directions: Sequence[Direction]) -> bool:
+    """Say whether a layer of these directions is faster in a pair."""
+    first = directions[0]
+    few = first.state[0].size(0) * first.weights.w_hh.numel() <= FEW
+    return len(directions) == 2 and first.batch_sizes is None and few and first.input.dtype == torch.float32
+
+
+def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
+    """Run both directions of a padded layer by one unroll."""
+    forward, reverse = directions
+    gates = len(forward.equation.gates)
+    w_ih, w_hh, b_ih, b_hh, w_hr = zip(forward.weights, reverse.weights, strict=True)
+    weights = Weights(
+        blocks(*w_ih, gates),
+        blocks(*w_hh, gates),
+        side_by_side(*b_ih, gates),
+        side_by_side(*b_hh, gates),
+        None if w_hr[0] is None else blocks(*w_hr, 1),
+    )
+    input = torch.cat((forward.input, forward.input.flip(0)), -1)
+    state = tuple(torch.cat(pair, -1) for pair in zip(forward.state, reverse.state, strict=True))
+    output, final = unroll(forward._replace(input=input, state=state, weights=weights))
+    ahead, back = output.chunk(2, -1)
+    finals = zip(*(s.chunk(2, -1) for s in final), strict=True)
+    return torch.cat((ahead, back.flip(0)), -1), [*finals]
+
+
+def blocks(forward: Tensor, reverse: Tensor, gates: int) -> Tensor:
+    """Return two weights (G*H, F) as one (G*2*H, 2*F), in each gate's rows the one above the other, zero elsewhere."""
+    ahead, back = forward.view(gates, -1, forward.size(1)), reverse.view(gates, -1, reverse.size(1))
+    zeros = torch.zeros_like(ahead)
+    return torch.cat((torch.cat((ahead, zeros), 2), torch.cat((zeros, back), 2)), 1).flatten(0, 1)
+
+
+def side_by_side(forward: Tensor | None, reverse: Tensor | None, gates: int) -> Tensor | None:
+    """Return two biases (G*H) as one (G*2*H), gate by gate."""
+    if forward is None or reverse is None:
+        return None
+    return torch.cat((forward.view(gates, -1), reverse.view(gates, -1)), 1).flatten()
