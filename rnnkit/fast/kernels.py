@@ -1,19 +1,8 @@
 """The equations of torch.nn once more, for speed: in place, each with its derivative below it.
 
-A kernel runs the steps of one direction that lie on end and have equally many rows. Its methods, in the order in which
-they are called:
-
-    bias         forward: what the igates take of the two biases
-    tape         allocate what the steps write on and the derivatives read
-    begin        before the steps of a span: lay out what they find
-    views        what a step wants to see of the tape
-    forward      the steps
-    after        the state after every step
-    derivatives  back: the local derivatives of all steps of a span at once, for gradients yet to come
-    back_views   what a step back wants to see of them
-    backward     the steps from the last to the first: scale the derivatives by the gradients that arrive at a step; they
-                 are then `da`, the gradients of the pre-activations
-    gradients    of igates and of hgates, by da
+`Kernel` lists what a kernel does, in the order in which it is called: forward, a span's igates are prepared and its steps
+taken; back, the local derivatives of all of its steps are formed at once, for gradients yet to come, and then, from the
+last step to the first, scaled by the gradients that arrive at a step.
 
 In the loops a step is one product and few small operations, each a call from Python: the views are cut so that a call
 takes several gates at once. Letters are those of `equations`: i, f, g, o, c, h; r, z, n, h. a is the pre-activations,
@@ -21,8 +10,9 @@ m is h before its projection, tc is tanh(c'). A name that begins with d is the l
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,8 +20,6 @@ from torch import Tensor
 from ..equations import EQUATIONS, State, Step
 from .products import Product
 
-PaysFrom: TypeAlias = dict[torch.dtype, tuple[float, float]]
-Rows: TypeAlias = tuple[Tensor, ...]  # tensors with the same rows
 Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step its part of several tensors' rows
 
 
@@ -62,20 +50,22 @@ EXACT = Arithmetic(whole=False, add_product=lambda a, b, c, out: torch.add(a, b 
 FEW = Arithmetic(whole=True, add_product=torch.addcmul)
 
 
-class Kernel(Protocol):
-    """What the fast path asks of an equation. Shapes: x, a (rows, G*H), all others (rows, H); rows are those of a span,
-    of a step, or of all steps."""
+class Kernel(ABC):
+    """An equation in place. Rows (rows, F) are those of a span, of a step, or of all steps: x and a (rows, G*H), others
+    (rows, H). What is written here holds where gates see igates and hgates as a sum only: a = igates + hgates."""
 
     #: Steps, without a graph and with one, by measurement; fewer take less time by the readable path.
-    pays_from: PaysFrom
+    pays_from: dict[torch.dtype, tuple[float, float]]
     derived: int  # the width of the derivatives, in H
-    projects: bool  # whether h may be projected
-    tapeless: bool  # whether the output is all that the derivatives need, so that igates may stand in its place
+    projects = False  # whether h may be projected
+    tapeless = False  # whether the output is all that the derivatives need, so that igates may stand in its place
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         """Return what of both biases is added to the igates; `begin` sees to the rest."""
+        return b_ih + b_hh
 
-    def tape(self, a: Tensor, rows: int) -> Rows:
+    @abstractmethod
+    def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         """Return a, for pre-activations, with what else the steps write on.
 
         a has the rows of all steps, or those of one, which all steps then share. `rows` are those of the igates.
@@ -83,10 +73,13 @@ class Kernel(Protocol):
 
     def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
         """Prepare x, the igates of a span, and its tape for the steps. b_hh is None where hgates have it already."""
+        return
 
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+    @abstractmethod
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
         """Return what `forward` takes of each step: views of x and of the tape."""
 
+    @abstractmethod
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
         """Take the steps (y, m, *views) and return the state after the last one.
 
@@ -95,13 +88,20 @@ class Kernel(Protocol):
 
     def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
         """Return the state after every step, by the output and a tape of all steps."""
+        return (output,)
 
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
-        """Write the local derivatives to `space` (rows, derived*H); `before` is the state before every step."""
+    @abstractmethod
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
+        """Write the local derivatives to `space` (rows, derived*H); `before` is the state before every step.
 
-    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+        returns da first, which is to become the gradients of the pre-activations, and what else `backward` needs
+        """
+
+    @abstractmethod
+    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return what `backward` takes of each step."""
 
+    @abstractmethod
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         """Take the steps (dy, *back_views) back and return the gradient of the state before the first one.
 
@@ -109,53 +109,29 @@ class Kernel(Protocol):
         to. dy is what arrives by the output of the step that is taken next. With a projection their sum is written to dy.
         """
 
-    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
-        """Return digates and dhgates (..., G*H) by da, or by its sum; the same tensor twice where they are equal.
+    def dhgates(self, da: Tensor) -> Tensor:
+        """Return the gradient of hgates (..., G*H) by what `backward` made of da, or by its sum over rows."""
+        return da
 
-        digates have their gates in the kernel's order.
-        """
-
-    def in_order(self, w_ih: Tensor) -> Tensor:
-        """Return w_ih (..., G*H, H_in) with its gates in the kernel's order."""
-
-    def in_torch_order(self, grad: Tensor) -> Tensor:
-        """Return a gradient of w_ih or b_ih, whose gates are along `dim`, with them in torch's order."""
+    def digates(self, da: Tensor) -> Tensor:
+        """Return the gradient of igates (..., G*H), which may take the place of that of hgates."""
+        return da
 
 
-class Summed:
-    """What kernels share whose gates see igates and hgates as a sum only: a = igates + hgates."""
-
-    def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        return b_ih + b_hh
-
-    def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
-        pass
-
-    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
-        return da, da
-
-    def in_order(self, w_ih: Tensor) -> Tensor:
-        return w_ih
-
-    def in_torch_order(self, grad: Tensor) -> Tensor:
-        return grad
-
-
-class RNN(Summed):
+class RNN(Kernel):
     """h' = tanh(a) or relu(a)."""
 
-    pays_from: PaysFrom = {torch.float32: (16, 10), torch.float64: (math.inf, 12)}
+    pays_from = {torch.float32: (16, 10), torch.float64: (math.inf, 12)}
     derived = 1
-    projects = False
     tapeless = True
 
     def __init__(self, relu: bool) -> None:
         self.relu = relu
 
-    def tape(self, a: Tensor, rows: int) -> Rows:
+    def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         return ()
 
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
         return (x,)
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
@@ -170,13 +146,10 @@ class RNN(Summed):
             h = y
         return (h,)
 
-    def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
-        return (output,)
-
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
         return space, m  # nothing yet: `backward` has one operation that forms the derivative and scales it
 
-    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
         return derivatives
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
@@ -191,22 +164,21 @@ class RNN(Summed):
         return (d,)
 
 
-class LSTM(Summed):
+class LSTM(Kernel):
     """c' = f*c + i*g, h' = o*tanh(c').
 
     On the tape (a, g, c') the gates take the place of their pre-activations, but that tanh(c') takes g's.
     """
 
-    pays_from: PaysFrom = {torch.float32: (7, 5), torch.float64: (14, 5)}
+    pays_from = {torch.float32: (7, 5), torch.float64: (14, 5)}
     derived = 5
     projects = True
-    tapeless = False
 
-    def tape(self, a: Tensor, rows: int) -> Rows:
+    def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         shape = a.size(0), a.size(1) // 4
         return a, a.new_empty(shape), a.new_empty(shape)
 
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
         a, g, c = tape
         i, f, tc, o = a.chunk(4, 1)
         return x, a, i, f, tc, o, g, c, *((a,) if by.whole else (i, f, o))
@@ -231,7 +203,7 @@ class LSTM(Summed):
     def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
         return output, tape[2]
 
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
         (a, g, _), (_, c) = tape, before
         i, f, tc, o = a.chunk(4, 1)
         di, df, dg, do, dc_dm = space.chunk(5, 1)
@@ -242,7 +214,7 @@ class LSTM(Summed):
         _tanh_backward(o, tc, grad_input=dc_dm)  # dc' = o * (1 - tanh²(c')), times dm
         return space.narrow(1, 0, a.size(1)), dc_dm, f
 
-    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
         da, dc_dm, f = derivatives
         gates = da.view(da.size(0), 4, -1)
         return da, gates.narrow(1, 0, 3), gates.select(1, 3), dc_dm, f
@@ -261,25 +233,22 @@ class LSTM(Summed):
         return d, dc
 
 
-class GRU:
+class GRU(Kernel):
     """n = tanh(n_i + r*n_h), h' = (h - n)*z + n.
 
     On the tape (a, n) r and z take the place of their pre-activations, and n_h that of n_i, which becomes n in memory of
-    its own. The derivatives stand side by side as those of n_i, r, z, n_h: the first three are of igates, the last three
-    of hgates.
+    its own. The derivatives stand side by side as those of r, z, n_h, n_i: the first three are dhgates.
     """
 
-    pays_from: PaysFrom = {torch.float32: (5, 4), torch.float64: (8, 4)}
+    pays_from = {torch.float32: (5, 4), torch.float64: (8, 4)}
     derived = 4
-    projects = False
-    tapeless = False
 
     def bias(self, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         bias, rz = b_ih.clone(), b_ih.size(0) // 3 * 2
         bias.narrow(0, 0, rz).add_(b_hh.narrow(0, 0, rz))
         return bias
 
-    def tape(self, a: Tensor, rows: int) -> Rows:
+    def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         return a, a.new_empty(rows, a.size(1) // 3)
 
     def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
@@ -288,7 +257,7 @@ class GRU:
         tape[1].copy_(n_i)
         n_i.copy_(b_hh.narrow(0, 2 * H, H)) if b_hh is not None else n_i.zero_()
 
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Rows:
+    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
         a, n = tape
         r, z, n_h = a.chunk(3, 1)
         return x, a, r, z, n_h, n, *((a.narrow(1, 0, 2 * n.size(1)),) if by.whole else (r, z))
@@ -305,43 +274,38 @@ class GRU:
             h = add_product(n, sub(h, n, out=y), z, out=y)  # (h - n)*z + n
         return (h,)
 
-    def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
-        return (output,)
-
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Rows:
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
         (a, n), (h,) = tape, before
         r, z, n_h = a.chunk(3, 1)
-        dn_i, dr, dz, dn_h = space.chunk(4, 1)  # all times dh'
+        dr, dz, dn_h, dn_i = space.chunk(4, 1)  # all times dh'
         _tanh_backward(torch.sub(n.new_ones(()), z, out=dn_i), n, grad_input=dn_i)  # dn_i = (1 - z) * (1 - n²)
         torch.mul(dn_i, r, out=dn_h)  # dn_h = dn_i * r
         _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)  # dr = dn_i * n_h * r * (1 - r)
         _sigmoid_backward(torch.sub(h, n, out=dz), z, grad_input=dz)  # dz = (h - n) * z * (1 - z)
         return space, z
 
-    def back_views(self, derivatives: Sequence[Tensor]) -> Rows:
+    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
         da, z = derivatives
         H = z.size(1)
-        return da.narrow(1, H, 3 * H), da.view(da.size(0), 4, H), z
+        return da.narrow(1, 0, 3 * H), da.view(da.size(0), 4, H), z
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         (w, addmm, _), addcmul = dh, torch.addcmul
         (d,) = dstate
         d_of_gates = d.unsqueeze(1)  # (n, 1, H), the same memory
         for dy, dhgates, da, z in steps:
-            da.mul_(d_of_gates)  # dn_i, dr, dz, dn_h *= dh'
+            da.mul_(d_of_gates)  # dr, dz, dn_h, dn_i *= dh'
             addcmul(dy, d, z, out=d)  # dh = dy + dh' * z
             addmm(d, dhgates, w, out=d)  # dh += dhgates W_hh
         return (d,)
 
-    def gradients(self, da: Tensor) -> tuple[Tensor, Tensor]:
-        H = da.size(-1) // 4  # of da, or of its sum
-        return da.narrow(-1, 0, 3 * H), da.narrow(-1, H, 3 * H)
+    def dhgates(self, da: Tensor) -> Tensor:
+        return da.narrow(-1, 0, da.size(-1) // 4 * 3)
 
-    def in_order(self, w_ih: Tensor) -> Tensor:
-        return w_ih.roll(w_ih.size(0) // 3, 0)
-
-    def in_torch_order(self, grad: Tensor) -> Tensor:
-        return grad.roll(-(grad.size(0) // 3), 0)
+    def digates(self, da: Tensor) -> Tensor:
+        _, _, dn_h, dn_i = da.chunk(4, -1)
+        dn_h.copy_(dn_i)
+        return self.dhgates(da)
 
 
 #: The kernels of torch.nn's equations. An equation that is not here takes the readable path.

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..equations import State
+from ..recurrence import Carry
 from ..stack import Direction, Weights
 from . import products
-from .kernels import EXACT, FEW, KERNELS
+from .kernels import EXACT, FEW, KERNELS, Kernel
 from .products import Product
-from .timeline import Carry, Span, Timeline
+from .timeline import Span, Timeline
 
 #: How large a span's gates are, by measurement. Its products are to run at nearly full rate, with what each of them
 #: costs for its weight alone, and what a step leaves is to be in cache for as long as the span lasts.
@@ -84,7 +85,7 @@ class Loop:
         time, kernel, spans = self.time, self.kernel, self._spans()
         most = max(span.rows for span in spans)
         output = self.rows.new_empty(time.total, self.state[0].size(1))
-        carry = Carry(self.state, time.first_size)
+        carry = Carry(self.state)
         with torch.inference_mode():  # nothing here concerns autograd, and calls are cheaper without
             x = output if kernel.tapeless else tape[0] if tape else _igates_memory(self.direction, most)
             if tape is None:  # all steps share what they write on
@@ -99,7 +100,7 @@ class Loop:
                 for n, steps in time.stretches(span, views):
                     state = carry.resize(n)
                     carry.state = kernel.forward(state, zip(*steps, strict=True), hgates, project, self.arithmetic)
-        return self._as_steps(output), carry.whole()
+        return self._as_steps(output), tuple(s.clone() for s in carry.whole())
 
     def _igates(self, most: int) -> Callable[[Span, Tensor], Tensor]:
         """Return the function (span, out) -> igates of the span, in `out` or in memory of their own."""
@@ -138,11 +139,10 @@ class Loop:
         kernel, time, output, spans = self.kernel, self.time, self._as_rows(output), self._spans()
         dy = None if grads[0] is None else self._as_rows(grads[0])
         dx = torch.empty_like(self.rows) if needed[0] else None
-        w_x = kernel.in_order(self.weights.w_ih).t() if needed[0] else None
         after = kernel.after(output, tape)
-        totals = Totals(self, needed)
+        totals = Totals(kernel, needed)
         pairs = zip(self.state, grads[1:], strict=True)
-        carry = Carry(tuple([torch.zeros_like(s) if d is None else d.clone() for s, d in pairs]), time.last_size)
+        carry = Carry(tuple([torch.zeros_like(s) if d is None else d.clone() for s, d in pairs]))
         dh_next = self._repeated(self.weights.w_hh)
         unproject = None if self.weights.w_hr is None else self._repeated(self.weights.w_hr)
         space = products.in_odd_lines(output, max(span.rows for span in spans), kernel.derived * self.state[-1].size(1))
@@ -156,9 +156,9 @@ class Loop:
                 before = tuple(time.before(span, *states) for states in zip(self.state, after, strict=True))
                 derivatives = kernel.derivatives(of_tape, m, before, space[: span.rows])
                 self._steps_back(span, carry, dh, derivatives, dh_next, unproject)
-            totals.add(derivatives[0], of_rows, before[0], dh, m)
-            if dx is not None and w_x is not None:
-                span.of(dx, time.total).copy_(products.linear(kernel.gradients(derivatives[0])[0], w_x))
+            digates = totals.add(derivatives[0], of_rows, before[0], dh, m)
+            if dx is not None:
+                span.of(dx, time.total).copy_(products.linear(digates, self.weights.w_ih.t()))
         return [None if dx is None else self._as_steps(dx), *totals.whole(), *carry.whole()]
 
     def _steps_back(
@@ -186,33 +186,34 @@ class Loop:
 class Totals:
     """The gradients of a direction's weights, those that are needed, summed over spans."""
 
-    def __init__(self, loop: Loop, needed: Sequence[bool]) -> None:
-        self.kernel = loop.kernel
+    def __init__(self, kernel: Kernel, needed: Sequence[bool]) -> None:
+        self.kernel = kernel
         self.needed = Weights(*needed[1 : 1 + len(Weights._fields)])  # type: ignore[arg-type]
         self.w_ih: Tensor | None = None
         self.w_hh: Tensor | None = None
         self.w_hr: Tensor | None = None
         self.da: Tensor | None = None  # summed over rows
 
-    def add(self, da: Tensor, x: Tensor, h: Tensor, dh: Tensor | None, m: Tensor) -> None:
-        """Add a span's: da by its input x and by h, the states before its steps; dh by m, what was projected."""
-        digates, dhgates = self.kernel.gradients(da)
-        of_igates = products.gradient(digates)
-        of_hgates = of_igates if dhgates is digates else products.gradient(dhgates)
-        if self.needed.w_ih:
-            self.w_ih = of_igates(x, self.w_ih)
-        if self.needed.w_hh:
-            self.w_hh = of_hgates(h, self.w_hh)
-        if self.needed.w_hr and dh is not None:
-            self.w_hr = products.gradient(dh)(m, self.w_hr)
+    def add(self, da: Tensor, x: Tensor, h: Tensor, dh: Tensor | None, m: Tensor) -> Tensor:
+        """Add a span's: da by its input x and by h, the state before each step; dh by m, what was projected.
+
+        returns digates, in the place of da
+        """
         if self.needed.b_ih or self.needed.b_hh:
             self.da = da.sum(0) if self.da is None else self.da.add_(da.sum(0))
+        dhgates = self.kernel.dhgates(da)
+        gradient = products.gradient(dhgates)
+        if self.needed.w_hh:
+            self.w_hh = gradient(h, self.w_hh)
+        digates = self.kernel.digates(da)
+        if self.needed.w_ih:
+            self.w_ih = (gradient if digates is dhgates else products.gradient(digates))(x, self.w_ih)
+        if self.needed.w_hr and dh is not None:
+            self.w_hr = products.gradient(dh)(m, self.w_hr)
+        return digates
 
     def whole(self) -> Grads:
         """Return the gradients in the order of Weights, each in memory of its own."""
-        b_ih, b_hh = None, None
-        if self.da is not None:
-            b_ih, b_hh = self.kernel.gradients(self.da)
-            b_ih, b_hh = self.kernel.in_torch_order(b_ih), b_hh.clone()
-        w_ih = None if self.w_ih is None else self.kernel.in_torch_order(self.w_ih)
-        return [w_ih, self.w_hh, b_ih, b_hh, self.w_hr]
+        b_hh = None if self.da is None else self.kernel.dhgates(self.da).clone()
+        b_ih = None if self.da is None else self.kernel.digates(self.da)
+        return [self.w_ih, self.w_hh, b_ih, b_hh, self.w_hr]

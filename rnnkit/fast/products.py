@@ -8,7 +8,7 @@ in a process for each size, in a few milliseconds. So within a process equal cal
 they do where torch.use_deterministic_algorithms is on: then nothing is measured, and MKL forms all products.
 """
 
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
@@ -78,18 +78,9 @@ def _available() -> bool:
     return built and all(hasattr(getattr(torch.ops, library), name) for library, name in OPERATORS)
 
 
-def seconds(*functions: Callable[[], object]) -> list[float]:
-    """Return for each the least time of up to twenty calls in turns, after one to warm up; of five, if they take long."""
-    times: list[list[float]] = [[] for _ in functions]
-    for function in functions:
-        function()
-    start = time.perf_counter()
-    while len(times[0]) < 5 or (len(times[0]) < 20 and time.perf_counter() < start + 0.005):
-        for function, own in zip(functions, times, strict=True):
-            before = time.perf_counter()
-            function()
-            own.append(time.perf_counter() - before)
-    return [min(own) for own in times]
+def seconds(function: Callable[[], object]) -> float:
+    """Return the least time of several calls."""
+    return min(timeit.repeat(function, number=1, repeat=8))
 
 
 @lru_cache(maxsize=1024)
@@ -99,15 +90,14 @@ def _onednn_is_faster(use: Use, threads: int, rows: int, outputs: int, inputs: i
         x, w = (torch.ones(n, inputs, dtype=torch.float32, device="cpu") for n in (rows, outputs))
         if use == "gradient":
             dy = in_odd_lines(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # columns of wider rows, as it often is
-            times = seconds(lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x))
+            mkl, onednn = lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x)
         else:
             a, w_t, packed = x.new_ones(rows, outputs), transposed(w), _pack(w, rows)
             if use == "added":
-                times = seconds(lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a))
+                mkl, onednn = lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a)
             else:
-                times = seconds(lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed))
-        mkl, onednn = times
-        return onednn < CLEARLY * mkl
+                mkl, onednn = lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed)
+        return seconds(onednn) < CLEARLY * seconds(mkl)
 
 
 def by_onednn(use: Use, rows: int, shape: Sequence[int], dtype: torch.dtype) -> bool:
@@ -137,11 +127,6 @@ def in_odd_lines(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(*shape[:-1], (-(-shape[-1] // line) | 1) * line)[..., : shape[-1]]
 
 
-def for_many(rows: int, w: Tensor) -> Tensor:
-    """Return w, as products with `rows` rows in total had best find it."""
-    return in_odd_lines(w, *w.shape).copy_(w) if rows >= MANY_ROWS else w
-
-
 def transposed(w: Tensor) -> Tensor:
     """Return w.T, laid in memory for MKL to read again and again."""
     if w.numel() <= LARGE:
@@ -168,7 +153,7 @@ def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     if by_onednn("alone", rows, w.shape, w.dtype):
         packed = _pack(w, rows)
         return lambda x, out: _onednn(x, packed, b)
-    w_t = for_many(total, w).t()
+    w_t = (w if total < MANY_ROWS else in_odd_lines(w, *w.shape).copy_(w)).t()
     if b is None:
         return lambda x, out: torch.mm(x, w_t, out=out)
     # MKL would have the bias written to every row first, and read again.

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..equations import State
-
 
 class Span(NamedTuple):
     """Consecutive steps, and their rows."""
@@ -44,16 +42,6 @@ class Timeline:
     def ordered(self, steps: Sequence[Any], back: bool = False) -> Sequence[Any]:
         """Return what is in the order of time in this direction's order, or in that of the way back."""
         return steps[::-1] if self.reverse != back else steps
-
-    @property
-    def first_size(self) -> int:
-        """The number of rows of the step taken first."""
-        return self.sizes[-1 if self.reverse else 0]
-
-    @property
-    def last_size(self) -> int:
-        """The number of rows of the step taken last."""
-        return self.sizes[0 if self.reverse else -1]
 
     def spans(self, steps: int) -> Sequence[Span]:
         """Cut time into spans of `steps` steps, in this direction's order."""
@@ -114,33 +102,3 @@ class Timeline:
                 parts.append(after.narrow(0, self.starts[previous], n))
             parts.append(first[n : self.sizes[t]])  # of the rows whose first step this is
         return torch.cat(parts)
-
-
-class Carry:
-    """The state on its way from step to step. Rows without a step now wait: they are through, or yet to begin."""
-
-    def __init__(self, state: State, rows: int) -> None:
-        """Begin with the state of all rows, of which the first `rows` have a step."""
-        self.state, self.waiting = state, ()
-        if rows < state[0].size(0):
-            self.state, self.waiting = zip(*(s.tensor_split((rows,)) for s in state), strict=True)
-
-    def resize(self, rows: int) -> State:
-        """Return the state of the first `rows` rows, which have a step now; the others wait."""
-        now = self.state[0].size(0)
-        if rows < now:
-            rest = tuple(s[rows:] for s in self.state)
-            self.waiting = _joined(rest, self.waiting) if self.waiting else rest
-            self.state = tuple(s[:rows] for s in self.state)
-        elif rows > now:
-            self.state = _joined(self.state, (w[: rows - now] for w in self.waiting))
-            self.waiting = tuple(w[rows - now :] for w in self.waiting)
-        return self.state
-
-    def whole(self) -> State:
-        """Return the state of all rows, in memory of its own."""
-        return _joined(self.state, self.waiting) if self.waiting else tuple(s.clone() for s in self.state)
-
-
-def _joined(above: Iterable[Tensor], below: Iterable[Tensor]) -> State:
-    return tuple(torch.cat(pair) for pair in zip(above, below, strict=True))
