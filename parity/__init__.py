@@ -32,7 +32,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     """`parity.check` and `parity.check_arrays`, imported when they are asked for."""
     if name in ("check", "check_arrays"):
-        from . import checkup
+        from .checkup import checkup
 
         return getattr(checkup, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from . import report
-from .compare import Result
-from .contract import CLASSES, Answer, ask, contract, questions, shown
-from .engine import results
-from .grid import Case, grid, quick, select
-from .run import load
-from .selftest import selftest
+from .contract.answers import CLASSES, Answer, ask, contract, questions, shown
+from .grid.cases import Case, grid, quick, select
+from .grid.compare import Result
+from .grid.engine import results
+from .grid.run import load
+from .mutants.selftest import selftest
+from .report import terminal as report
 
 EPILOG = """\
 examples:
@@ -34,11 +34,11 @@ more, each with a --help of its own: check, replay, compare, matrix, speed
 
 #: The first word of a command line -> where its `main` is.
 COMMANDS = {
-    "check": ("checkup", "main"),
-    "replay": ("checkup", "replay"),
-    "compare": ("changes", "main"),
-    "matrix": ("matrix", "main"),
-    "speed": ("speed", "main"),
+    "check": ("checkup.checkup", "main"),
+    "replay": ("checkup.checkup", "replay"),
+    "compare": ("report.changes", "main"),
+    "matrix": ("bench.matrix", "main"),
+    "speed": ("bench.speed", "main"),
 }
 
 

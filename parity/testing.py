@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from .checkup import Checkup, check
-from .subjects import WeightMap
+from .checkup.checkup import Checkup, check
+from .checkup.subjects import WeightMap
 
 
 class ParityTests:

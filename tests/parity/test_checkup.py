@@ -16,12 +16,14 @@ from subjects import correct, gradients, grus, lstms, memory, stacks
 from torch import nn
 
 import parity
-from parity import locate, pages, shrink, testing
+from parity import testing
 from parity.__main__ import main
-from parity.checkup import Outcome, check, check_arrays
-from parity.diagnose import BASE, Doctor, Probe
-from parity.subjects import adapt
-from parity.variants import CATALOGUE, Example, Order, Variant
+from parity.checkup import locate, shrink
+from parity.checkup.checkup import Outcome, check, check_arrays
+from parity.checkup.diagnose import BASE, Doctor, Probe
+from parity.checkup.subjects import adapt
+from parity.mutants.variants import CATALOGUE, Example, Order, Variant
+from parity.report import pages
 
 
 @pytest.fixture(scope="module")

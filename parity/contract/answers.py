@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from .run import same_bits
+from ..grid.run import same_bits
 
 LAYERS = ("RNN", "LSTM", "GRU")
 CLASSES = (*LAYERS, "RNNCell", "LSTMCell", "GRUCell")

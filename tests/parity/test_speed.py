@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parity import speed
+from parity.bench import speed
 from rnnkit import readable
 
 

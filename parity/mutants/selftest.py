@@ -22,10 +22,14 @@ from typing import Any
 
 import torch
 
-from . import compare, contract, engine, faults, grid, report, run
-from .contract import CLASSES
+from ..contract import answers as contract
+from ..contract.answers import CLASSES
+from ..grid import cases as grid
+from ..grid import compare, engine, run
+from ..grid.cases import Case
+from ..report import terminal as report
+from . import faults
 from .faults import FAULTS, Fault, implementation
-from .grid import Case
 
 CONTROLS = {"a plain loop": faults.Plain, "sums in another order": faults.Reordered}
 PARTS = 5  # pieces of a control's cases, so that no process waits long for another
@@ -97,7 +101,7 @@ class Spoiled:
     """A line of the harness, what stands in its place, and the fault then overlooked (or the control accused)."""
 
     name: str
-    where: str  # module.function or module.class.method
+    where: str  # folder.file.function
     old: str
     new: str
     witness: str
@@ -112,14 +116,14 @@ def _without(*rows: tuple[str, ...]) -> Iterator[Spoiled]:
     """Grids of only those cases that satisfy a condition."""
     old = "[*_layers(), *_cells(), *_specials()]"
     for name, condition, *rest in rows:
-        yield Spoiled(f"a grid {name}", "grid.grid", old, f"[case for case in {old} if {condition}]", *rest)
+        yield Spoiled(f"a grid {name}", "grid.cases.grid", old, f"[case for case in {old} if {condition}]", *rest)
 
 
 def _blind(*rows: tuple[str, ...]) -> Iterator[Spoiled]:
     """Facts that aren't looked at."""
     for name, fact, *rest in rows:
         old = "_FACTS.get(name, _equal)(expected, seen)"
-        yield Spoiled(f"does not ask {name}", "compare.compare_facts", old, f"(name == {fact!r} or {old})", *rest)
+        yield Spoiled(f"does not ask {name}", "grid.compare.compare_facts", old, f"(name == {fact!r} or {old})", *rest)
 
 
 PLAIN, OTHER_ORDER = CONTROLS
@@ -131,7 +135,7 @@ LENGTHS = 'if case.form == "unbatched":'
 
 SPOILED = (
     *_in(
-        "compare.judge",
+        "grid.compare.judge",
         ("compares torch.nn with torch.nn", "observe(subject,", "observe(reference,", W_HH, "GRUCell"),
         ("compares the subject with itself", "observe(reference,", "observe(subject,", W_HH, "GRUCell"),
         ("draws other numbers for each of the two", "observe(subject, case, drawn,",
@@ -143,7 +147,7 @@ SPOILED = (
          "in sorted(theirs.tensors)[-1:]", W_HH, "GRUCell"),
     ),
     *_in(
-        "compare.compare_facts",
+        "grid.compare.compare_facts",
         ("an exception is no difference", "if theirs.error == ours.error:", "if True:", "no autocast", "GRUCell"),
     ),
     *_blind(
@@ -154,7 +158,7 @@ SPOILED = (
         ("for warnings", "warnings", "a warning where gradients are off", "GRUCell"),
     ),
     *_in(
-        "compare.allowance",
+        "grid.compare.allowance",
         ("a tolerance of 0.1", ALLOWED, "return 0.1", W_HH, "GRUCell"),
         ("a tolerance of 1e-5", ALLOWED, ALLOWED.replace("min", "1e-5 + min"), "a float32 buffer in a float64 run",
          "GRUCell"),
@@ -163,19 +167,19 @@ SPOILED = (
         ("a tolerance of twice torch.nn's error alone", "+ 2 * eps * depth**0.5", "", OTHER_ORDER),
     ),
     *_in(
-        "compare.relative_error",
+        "grid.compare.relative_error",
         ("compares without signs", "tensor - true", "tensor.abs() - true.abs()",
          "gradient of W_ih of the wrong sign", "GRUCell"),
         ("NaN is as good as a number", 'return float("inf")', "return 0.0",
          "NaN for the gradient of a state of zeros", "GRUCell"),
     ),
     *_in(
-        "run.same_bits",
+        "grid.run.same_bits",
         ("bits are equal if torch.allclose says so", "torch.equal(_bits(a), _bits(b))",
          "torch.allclose(a.detach(), b.detach())", "a float32 buffer in a float64 run", "GRUCell"),
     ),
     *_in(
-        "run._observe",
+        "grid.run._observe",
         ("never runs the backward", "if any(tensor.requires_grad for", "if False and any(tensor.requires_grad for",
          W_HH, "GRUCell"),
         ("never reads gradients of weights", "module.named_parameters()}\n    seen", "()}\n    seen", W_HH, "GRUCell"),
@@ -191,13 +195,13 @@ SPOILED = (
         ("does not seed the generator", "torch.manual_seed(drawn.seed)", "pass", PLAIN),
     ),
     *_in(
-        "run.build",
+        "grid.run.build",
         ("each keeps its own initial weights", "parameter.copy_(precision.cast(drawn.weights[name]))", "pass", PLAIN),
         ("never in training", 'module.train(case.dropout != "dropout_eval")', "module.eval()", "dropout twice"),
         ("always in training", 'module.train(case.dropout != "dropout_eval")', "module.train()", "dropout in eval"),
     ),
     *_in(
-        "run.draw",
+        "grid.run.draw",
         ("weights constant across gates", "return drawn\n", "return torch.full_like(drawn, 0.1)\n",
          "a ten-thousandth of the next row in each row of W_hh", "GRUCell"),
         ("the same seed for both biases", 'weights["bias_hh" + suffix] = parameter(gates * hidden_size)',
@@ -248,32 +252,32 @@ SPOILED = (
          "a backward that needs a gradient of h_n and of c_n", "LSTMCell"),
     ),
     *_in(
-        "contract.contract",
+        "contract.answers.contract",
         ("never asks the contract's questions", "in questions():", "in ():", "another message", "GRUCell"),
     ),
     *_in(
-        "contract.ask",
+        "contract.answers.ask",
         ("asks torch.nn twice", "reply(subject,", "reply(reference,", "another message", "GRUCell"),
         ("does not compare what is said", "theirs.text == ours.text and ", "", "another message", "GRUCell"),
         ("does not compare initial weights", ' and _close(theirs.tensors, ours.tensors, exactly="|" not in question)',
          "", "other initial weights under one seed", "GRUCell"),
     ),
     *_in(
-        "contract._call",
+        "contract.answers._call",
         ("does not see what a refusal leaves behind", "if not all(old", "if False and not all(old",
          "the caller's hx changed before it is refused", "GRUCell"),
         ("does not see what a call leaves on the module", "if after != attributes:", "if False:",
          "a call leaves its mark on the module", "GRUCell"),
     ),
-    *_in("contract.reply", ("constructs without a seed", "torch.manual_seed(3)", "pass", PLAIN)),
+    *_in("contract.answers.reply", ("constructs without a seed", "torch.manual_seed(3)", "pass", PLAIN)),
     *_in(
-        "engine.results",
+        "grid.engine.results",
         ("runs the first chunk of the cases", "range(0, len(cases), CHUNK)", "range(0, 1, CHUNK)",
          "the first 32 steps only"),
     ),
-    *_in("engine._run", ("loads torch.nn in any case", "load(subject)", "load('torch.nn')", W_HH, "GRUCell")),
+    *_in("grid.engine._run", ("loads torch.nn in any case", "load(subject)", "load('torch.nn')", W_HH, "GRUCell")),
     *_in(
-        "report.exit_code",
+        "report.terminal.exit_code",
         ("exit code always 0", "return int(", "return 0 * int(", W_HH, "GRUCell"),
         ("exit code without the contract", "or any(", "or False and any(", "another repr", "GRUCell"),
         ("exit code without the grid", "int(different or", "int(", W_HH, "GRUCell"),
@@ -284,15 +288,14 @@ SPOILED = (
 @contextlib.contextmanager
 def spoilt(spoiled: Spoiled) -> Iterator[None]:
     """The harness with one piece of its source exchanged."""
-    module_name, *path, name = spoiled.where.split(".")
-    module = importlib.import_module(f"{__package__}.{module_name}")
-    owner: Any = module if not path else getattr(module, path[0])
+    folder, file, name = spoiled.where.split(".")
+    owner = importlib.import_module(f"parity.{folder}.{file}")
     true = getattr(owner, name)
     source = textwrap.dedent(inspect.getsource(true))
     if source.count(spoiled.old) != 1:
         raise ValueError(f"{spoiled.name}: {spoiled.old!r} stands {source.count(spoiled.old)} times in {spoiled.where}")
     space: dict[str, Any] = {}
-    exec(source.replace(spoiled.old, spoiled.new), vars(module), space)
+    exec(source.replace(spoiled.old, spoiled.new), vars(owner), space)
     owners = [owner, *(m for m in (compare, contract, engine, grid, report, run) if vars(m).get(name) is true)]
     for each in owners:
         setattr(each, name, space[name])
@@ -308,7 +311,7 @@ def try_spoiled(spoiled: Spoiled) -> Trial:
     cases = [case for case in quick_cases() if case.class_name == spoiled.class_name]
     mixins = CONTROLS | {fault.name: fault.mixin for fault in FAULTS}
     with spoilt(spoiled):
-        if spoiled.where == "grid.grid":
+        if spoiled.where == "grid.cases.grid":
             left = set(grid.grid())
             cases = [case for case in cases if case in left]
         tried, sign = examine(mixins[spoiled.witness], cases, (spoiled.class_name,), max(1, len(cases)))

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grid import Case
-from .run import Observations, Precision, draw, observe
-from .variants import Example, Variant, define, plain
+from ..grid.cases import Case
+from ..grid.run import Observations, Precision, draw, observe
+from ..mutants.variants import Example, Variant, define, plain
 
 #: Upper ends of the bins of the histogram, in units in the last place; the last bin is open.
 ULP_BINS = (0, 1, 2, 4, 16, 256, 65536)

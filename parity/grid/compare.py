@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grid import Case
+from .cases import Case
 from .run import Draw, Observations, Precision, draw, observe, same_bits
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .compare import Difference, Result, Verdict
-from .contract import Agreement, Answer
-from .grid import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
+from ..contract.answers import Agreement, Answer
+from ..grid.cases import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
+from ..grid.compare import Difference, Result, Verdict
 
 WIDTH = 100
 COLUMNS = (*KINDS, "cells")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .run import load
+from ..grid.run import load
 
 SIZES = {  # L, N, H_in, H
     "tiny": (5, 3, 10, 20),

@@ -18,11 +18,15 @@ from typing import Any
 
 import torch
 
+from ..grid import cases as grid
+from ..grid import run
+from ..grid.cases import Case
+from ..grid.compare import Difference, Result, Verdict, judge
+from ..mutants import variants
+from ..report import terminal as report
 from . import diagnose as diagnosing
-from . import grid, locate, report, run, shrink, subjects, variants
-from .compare import Difference, Result, Verdict, judge
+from . import locate, shrink, subjects
 from .diagnose import BASE, Diagnosis, Doctor, Finding, Unexplained
-from .grid import Case
 from .subjects import Subject, WeightMap
 
 
@@ -123,7 +127,7 @@ class Checkup:
         return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
 
     def __str__(self) -> str:
-        from .pages import text
+        from ..report.pages import text
 
         return text(self)
 
@@ -372,7 +376,7 @@ def main(argv: list[str]) -> int:
     except (ImportError, AttributeError, ValueError, OSError) as error:
         parser.error("".join(traceback.format_exception_only(error)).strip())
     print(checkup)
-    from . import pages
+    from ..report import pages
 
     for name, render in pages.RENDERERS.items():
         if file := getattr(options, name):

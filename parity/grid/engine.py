@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from .cases import Case
 from .compare import Result, judge
-from .grid import Case
 from .run import load
 
 CHUNK = 40

@@ -10,8 +10,8 @@ from collections import Counter
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from .checkup import Checkup, Outcome, Row
-from .locate import ULP_BINS
+from ..checkup.checkup import Checkup, Outcome, Row
+from ..checkup.locate import ULP_BINS
 
 AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
 COLOURS = {

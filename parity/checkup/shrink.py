@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grid import Case
-from .run import Draw, Observations, Precision, draw, observe
-from .variants import GATES
+from ..grid.cases import Case
+from ..grid.run import Draw, Observations, Precision, draw, observe
+from ..mutants.variants import GATES
 
 EXACT = Precision(torch.float64, torch.float64)
 SIMPLER: tuple[dict[str, Any], ...] = (

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from ..contract.answers import CLASSES
+from ..grid.run import load
 from .capabilities import CAPABILITIES, OPTIONS, Capability, outcome
-from .contract import CLASSES
-from .run import load
 
 #: Outcomes that are no failure: `left as is` is what quantize_dynamic does with modules it does not know.
 FINE = ("works", "left as is", "skipped", "-")

@@ -7,9 +7,9 @@ import torch
 from subjects import correct, gradients, grus, lstms, memory, stacks, unknown
 from torch import nn
 
-from parity.diagnose import diagnose, distance, equivalent, search
-from parity.subjects import adapt, infer
-from parity.variants import CATALOGUE, Deviation, Example, Order, Variant, catalogue, define, orders, plain
+from parity.checkup.diagnose import diagnose, distance, equivalent, search
+from parity.checkup.subjects import adapt, infer
+from parity.mutants.variants import CATALOGUE, Deviation, Example, Order, Variant, catalogue, define, orders, plain
 
 MISTAKEN = [row for module in (lstms, grus, stacks, gradients, memory) for row in module.EXPECTED]
 CORRECT = [cls for module in (correct, stacks, memory) for cls in module.CORRECT]

@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .grid import Case
-from .run import Draw, Observations, Precision, build, draw, observe
-from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, translated
-from .variants import (
+from ..grid.cases import Case
+from ..grid.run import Draw, Observations, Precision, build, draw, observe
+from ..mutants.variants import (
     CATALOGUE,
     GATES,
     Deviation,
@@ -40,6 +39,7 @@ from .variants import (
     orders,
     plain,
 )
+from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, translated
 
 MARGIN = 100.0
 ALL = 0.999999999  # a dropout that leaves nothing to chance, nor divides by zero

@@ -14,14 +14,15 @@ import torch
 import parity
 import rnnkit
 import rnnkit.fast
-from parity import compare, engine, faults, report, run, selftest
-from parity import contract as contract_module
-from parity import grid as grid_module
 from parity.__main__ import main
-from parity.compare import Verdict, Yardstick, allowance, judge, relative_error
-from parity.contract import CLASSES, Agreement, contract, questions, reply
-from parity.grid import AXES, CELLS, DTYPES, KINDS, SPECIALS, Case, grid, parse, quick, select
-from parity.run import Precision, draw, observe, same_bits
+from parity.contract import answers
+from parity.contract.answers import CLASSES, Agreement, contract, questions, reply
+from parity.grid import cases, compare, engine, run
+from parity.grid.cases import AXES, CELLS, DTYPES, KINDS, SPECIALS, Case, grid, parse, quick, select
+from parity.grid.compare import Verdict, Yardstick, allowance, judge, relative_error
+from parity.grid.run import Precision, draw, observe, same_bits
+from parity.mutants import faults, selftest
+from parity.report import terminal
 
 GRID = grid()
 QUICK = quick(GRID)
@@ -54,8 +55,8 @@ def test_rnnkit_is_torch_nn_on_the_whole_grid(kind, dtype):
 @pytest.mark.parametrize("subject", [rnnkit, rnnkit.fast], ids=lambda subject: subject.__name__)
 @pytest.mark.parametrize("name", CLASSES)
 def test_rnnkit_keeps_the_contract(name, subject):
-    answers = contract(subject, classes=(name,))
-    assert [answer for answer in answers if answer.agreement is Agreement.DIFFERENT] == []
+    said = contract(subject, classes=(name,))
+    assert [answer for answer in said if answer.agreement is Agreement.DIFFERENT] == []
 
 
 # Nobody is accused wrongly, nothing gets through ----------------------------------------------------------------------
@@ -72,8 +73,8 @@ def test_a_correct_implementation_is_within_rounding(name):
 
 
 def test_a_correct_implementation_keeps_the_contract():
-    answers = contract(faults.implementation(faults.Plain))
-    assert [answer for answer in answers if answer.agreement is Agreement.DIFFERENT] == []
+    said = contract(faults.implementation(faults.Plain))
+    assert [answer for answer in said if answer.agreement is Agreement.DIFFERENT] == []
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
@@ -103,20 +104,20 @@ def test_the_selftest_does_not_shrink():
 
 
 def test_each_axis_is_left_out_of_a_spoiled_grid():
-    conditions = [spoiled.new for spoiled in selftest.SPOILED if spoiled.where == "grid.grid"]
+    conditions = [spoiled.new for spoiled in selftest.SPOILED if spoiled.where == "grid.cases.grid"]
     assert [axis for axis in AXES if not any(f"case.{axis}" in condition for condition in conditions)] == []
 
 
 def test_a_spoiled_harness_is_mended_again():
-    before = [dict(vars(module)) for module in (compare, contract_module, engine, grid_module, report, run)]
+    before = [dict(vars(module)) for module in (compare, answers, engine, cases, terminal, run)]
     for spoiled in selftest.SPOILED:
         with selftest.spoilt(spoiled):
             pass
-    assert [dict(vars(module)) for module in (compare, contract_module, engine, grid_module, report, run)] == before
+    assert [dict(vars(module)) for module in (compare, answers, engine, cases, terminal, run)] == before
 
 
 def test_a_line_that_is_not_there_cannot_be_spoiled():
-    gone = selftest.Spoiled("", "grid.grid", "no such line", "", "")
+    gone = selftest.Spoiled("", "grid.cases.grid", "no such line", "", "")
     with pytest.raises(ValueError, match="stands 0 times"), selftest.spoilt(gone):
         pass
 
@@ -405,7 +406,7 @@ def test_excuses_are_few():
 # The house ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", sorted(Path(parity.__file__).parent.glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(Path(parity.__file__).parent.rglob("*.py")), ids=lambda file: file.name)
 def test_parity_imports_nothing_of_rnnkit(file):
     imported = set()
     for node in ast.walk(ast.parse(file.read_text())):

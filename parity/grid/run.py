@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from .grid import Case
+from .cases import Case
 
 # (input_size, hidden_size, proj_size, batch, lengths): small, pairwise unequal where it helps, ragged where packed.
 Sizes = tuple[int, int, int, int, tuple[int, ...]]

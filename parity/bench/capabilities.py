@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
-from .contract import CLASSES
-from .faults import Plain, implementation
-from .run import load
+from ..contract.answers import CLASSES
+from ..grid.run import load
+from ..mutants.faults import Plain, implementation
 
 LOOP = implementation(Plain)
 H_IN, H, N, L = 3, 4, 2, 5

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnkit
-from parity import capabilities, matrix
-from parity.capabilities import CAPABILITIES, OPTIONS, Bench, Capability, WrongError, close, outcome
-from parity.contract import CLASSES
+from parity.bench import capabilities, matrix
+from parity.bench.capabilities import CAPABILITIES, OPTIONS, Bench, Capability, WrongError, close, outcome
+from parity.contract.answers import CLASSES
 
 #: Cells that say something else than *works*.
 REMARKS = {"quantize_dynamic": "left as is"}
