@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from .checkup.checkup import Checkup, check
+from .checkup.examine import check
+from .checkup.record import Checkup
 from .checkup.subjects import WeightMap
 
 
@@ -37,4 +38,4 @@ class ParityTests:
 
     def test_every_case_that_is_offered_agrees(self) -> None:
         checkup = self.checkup()
-        assert all(row.outcome.passes for row in checkup.rows), f"\n{checkup}"
+        assert all(row.verdict.passes for row in checkup.rows), f"\n{checkup}"

@@ -26,15 +26,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
-from ..contract.answers import CLASSES
-from ..grid.run import load
+from ..grid.cases import CLASSES
+from ..grid.subject import Settings, load
 from ..mutants.faults import Plain, implementation
 
 LOOP = implementation(Plain)
 H_IN, H, N, L = 3, 4, 2, 5
+functional: Any = torch.autograd.functional  # has no annotations
 #: The configurations that a cell of the table stands for.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "RNN": [{}, {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu"}],
@@ -139,7 +141,8 @@ class Forward(nn.Module):
         self.loop = loop
 
     def forward(self, x: Any, hx: Any) -> Any:
-        return self.loop.cell(x, hx) if isinstance(self.loop, nn.RNNCellBase) else self.loop.layers(x, hx)
+        loop: Any = self.loop
+        return loop.cell(x, hx) if isinstance(loop, nn.RNNCellBase) else loop.layers(x, hx)
 
 
 def flat(result: Any) -> list[Tensor]:
@@ -232,36 +235,36 @@ def _(b: Bench) -> None:
 @capability("jvp (forward mode)", "autograd")
 def _(b: Bench) -> None:
     x, v = b.input(), b.input()
-    expected = torch.autograd.functional.jvp(b.truth, x.double(), v.double())[1]  # by double backward
+    expected = functional.jvp(b.truth, x.double(), v.double())[1]  # by double backward
     close(torch.func.jvp(b.run, (x,), (v,))[1], expected)
 
 
 @capability("jacfwd", "autograd")
 def _(b: Bench) -> None:
     x = b.input()
-    close(torch.func.jacfwd(b.run)(x), torch.autograd.functional.jacobian(b.truth, x.double()))
+    close(torch.func.jacfwd(b.run)(x), functional.jacobian(b.truth, x.double()))
 
 
 @capability("linearize", "autograd")
 def _(b: Bench) -> None:
     x, v = b.input(), b.input()
-    expected = torch.autograd.functional.jvp(b.truth, x.double(), v.double())[1]
+    expected = functional.jvp(b.truth, x.double(), v.double())[1]
     close(torch.func.linearize(b.run, x)[1](v), expected)
 
 
 @capability("hessian, forward over reverse", "autograd")
 def _(b: Bench) -> None:
     x = b.input(steps=3)
-    close(torch.func.hessian(b.loss)(x), torch.autograd.functional.hessian(b.true_loss, x.double()))
+    close(torch.func.hessian(b.loss)(x), functional.hessian(b.true_loss, x.double()))
 
 
 @capability("torch.autograd.functional", "autograd")
 def _(b: Bench) -> None:
     x, v = b.input(steps=3), b.input(steps=3)
-    close(torch.autograd.functional.hessian(b.loss, x), torch.autograd.functional.hessian(b.true_loss, x.double()))
+    close(functional.hessian(b.loss, x), functional.hessian(b.true_loss, x.double()))
     close(
-        torch.autograd.functional.vhp(b.loss, x, v)[1],
-        torch.autograd.functional.vhp(b.true_loss, x.double(), v.double())[1],
+        functional.vhp(b.loss, x, v)[1],
+        functional.vhp(b.true_loss, x.double(), v.double())[1],
     )
 
 
@@ -505,6 +508,7 @@ def _(b: Bench) -> None:
     b.module.eval()
     args, shapes = (b.input(), b.state()), dimensions(b)
     program = torch.onnx.export(b.module, args, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert program is not None
     file = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
@@ -591,22 +595,25 @@ def _(b: Bench) -> None:
 
 
 @functools.cache
-def two_processes(library: str) -> dict[str, dict[str, list[str]]]:
+def two_processes(library: Any) -> dict[str, dict[str, list[str]]]:
     """Outcomes by capability and class, of code that ran in two processes joined by gloo."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_process, (library, folder), nprocs=2)
-        return json.loads(Path(folder, "outcomes.json").read_text())
+        arguments = (library.__name__, getattr(library, "settings", {}), folder)
+        spawn(_process, arguments, nprocs=2)
+        outcomes: dict[str, dict[str, list[str]]] = json.loads(Path(folder, "outcomes.json").read_text())
+        return outcomes
 
 
-def _process(rank: int, library: str, folder: str) -> None:
+def _process(rank: int, subject: str, settings: Settings, folder: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     with quiet():
         store = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    library = load(subject, settings)
     rows = [replace(row, apart=False) for row in CAPABILITIES if row.apart]
-    found = {row.name: {name: outcome(row, load(library), name) for name in CLASSES} for row in rows}
+    found = {row.name: {name: outcome(row, library, name) for name in CLASSES} for row in rows}
     if rank == 0:
         Path(folder, "outcomes.json").write_text(json.dumps(found))
     dist.barrier()  # none leaves while another is still busy
@@ -792,7 +799,7 @@ def outcome(row: Capability, library: Any, name: str) -> Sequence[str]:
     if row.needs and importlib.util.find_spec(row.needs) is None:
         return "skipped", f"{row.needs} is not installed"
     if row.apart:
-        return two_processes(library.__name__)[row.name][name]
+        return two_processes(library)[row.name][name]
     remark = None
     for options in OPTIONS[name][-1 if row.slow else 0 :]:  # of the slow ones the harder configuration will do
         try:

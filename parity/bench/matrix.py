@@ -11,18 +11,22 @@ import json
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..contract.answers import CLASSES
-from ..grid.run import load
+from ..grid import subject
+from ..grid.cases import CLASSES
 from .capabilities import CAPABILITIES, OPTIONS, Capability, outcome
 
 #: Outcomes that are no failure: `left as is` is what quantize_dynamic does with modules it does not know.
-FINE = ("works", "left as is", "skipped", "-")
+FINE = ("works", "left as is")
+#: Cells that say nothing: a package that is missing, a capability that the class has no use for.
+NOT_RUN = ("skipped", "-")
 WIDTHS = (34, 40, 24)  # of the three columns
 
 
@@ -35,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-k", metavar="WORDS", default="", help="only capabilities whose name or group has these words")
     parser.add_argument("--list", action="store_true", help="print the names of the capabilities and stop")
     parser.add_argument("--quick", action="store_true", help="without the slow ones: inductor, files, processes")
-    parser.add_argument("--subject", metavar="MODULE", default="rnnkit", help="default: rnnkit")
+    subject.add_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every cell to FILE, with messages and seconds")
     options = parser.parse_args(argv)
 
@@ -46,37 +50,39 @@ def main(argv: list[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{row.group}: {row.name}" for row in rows))
         return 0
-    try:
-        load(options.subject)
-    except ImportError as error:
-        parser.error(f"the subject {options.subject}: {error}")
+    namespace = subject.chosen(parser, options)
+    name = subject.title(options)
+    libraries = {"torch.nn": nn, name: namespace}
 
-    print(f"What torch {torch.__version__} can do with the classes of torch.nn and of {options.subject}. A class works")
+    print(f"What torch {torch.__version__} can do with the classes of torch.nn and of {name}. A class works")
     print("where it is not named; each cell ran now, and its numbers are those of a float64 loop.")
-    start, table = time.monotonic(), []
-    print(line("", *dict.fromkeys(("torch.nn", options.subject))))
-    for entry in entries(rows, options.subject):
+    start = time.monotonic()
+    table: list[dict[str, Any]] = []
+    print(line("", *libraries))
+    for entry in entries(rows, libraries):
         if not table or table[-1]["group"] != entry["group"]:
             print(entry["group"])
         table.append(entry)
         print(line("  " + entry["capability"], *map(summary, entry["outcomes"].values())), flush=True)
-    ours = [cell for entry in table for cell in entry["outcomes"][options.subject].values()]
-    bad = sum(cell["outcome"] not in FINE for cell in ours)
-    ran = sum(cell["outcome"] != "-" for cell in ours)
-    print(f"\n{ran - bad} of the subject's {ran} cells work. ({time.monotonic() - start:.0f} s)")
+    words = Counter(cell["outcome"] for entry in table for cell in entry["outcomes"][name].values())
+    ran = sum(count for word, count in words.items() if word not in NOT_RUN)
+    bad = sum(count for word, count in words.items() if word not in (*FINE, *NOT_RUN))
+    skipped = f", {words['skipped']} were skipped" * bool(words["skipped"])
+    print(f"\n{ran - bad} of the subject's {ran} cells work{skipped}. ({time.monotonic() - start:.0f} s)")
     if options.json:
         options.json.write_text(json.dumps({"torch": torch.__version__, "options": OPTIONS, "rows": table}, indent=1))
     return int(bad > 0)
 
 
-def entries(rows: list[Capability], subject: str) -> Iterator[dict[str, Any]]:
+def entries(rows: list[Capability], libraries: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Run each capability on each class of each library."""
     for row in rows:
         cells: dict[str, Any] = {}
-        for library in dict.fromkeys(("torch.nn", subject)):
+        for library, namespace in libraries.items():
             cells[library] = {}
             for name in CLASSES:
                 start = time.monotonic()
-                word, message = outcome(row, load(library), name)
+                word, message = outcome(row, namespace, name)
                 seconds = round(time.monotonic() - start, 2)
                 cells[library][name] = {"outcome": word, "message": message, "seconds": seconds}
         yield {"group": row.group, "capability": row.name, "outcomes": cells}

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..grid.run import load
+from ..grid import subject
 
 SIZES = {  # L, N, H_in, H
     "tiny": (5, 3, 10, 20),
@@ -171,7 +171,7 @@ def measure(
     kind: Kind,
     size: str,
     threads: int,
-    subject: Any,
+    namespace: Any,
     seconds: float,
     rate: float,
     compiled: bool,
@@ -180,14 +180,14 @@ def measure(
     L, N, H_in, H = SIZES[size]
     torch.manual_seed(0)
     theirs = kind.build(nn, H_in, H)
-    ours = kind.build(subject, H_in, H)
+    ours = kind.build(namespace, H_in, H)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(L, N, H_in)
     for mode, run in MODES.items():
         times = in_turns([run(theirs, x), run(ours, x)], seconds, clock)
-        cell = Cell(kind.name, size, mode, threads, *map(min, times), 0, 0)  # type: ignore[arg-type]
-        cell.ratio_of_medians = statistics.median(times[0]) / statistics.median(times[1])
-        cell.roofline = kind.multiplications(L, N, H_in, H, mode == "training") / rate
+        medians = statistics.median(times[0]) / statistics.median(times[1])
+        roofline = kind.multiplications(L, N, H_in, H, mode == "training") / rate
+        cell = Cell(kind.name, size, mode, threads, min(times[0]), min(times[1]), medians, roofline)
         if mode == "training":
             cell.their_memory, cell.our_memory = peak_memory(theirs, x), peak_memory(ours, x)
         elif compiled and size in ("tiny", "stream"):
@@ -237,8 +237,8 @@ def summary(cells: list[Cell], kinds: list[Kind]) -> str:
                 lines.append(f"{title}, {mode}: {mean}; worst {worst.ratio:.2f} ({worst.kind}, {worst.size})")
     measured = [cell for cell in cells if cell.our_memory is not None and cell.their_memory]
     if measured:
-        mean = geometric_mean(max(1, cell.our_memory or 1) / (cell.their_memory or 1) for cell in measured)
-        lines.append(f"peak memory of training, subject by torch.nn: geometric mean {mean:.2f}")
+        share = geometric_mean(max(1, cell.our_memory or 1) / (cell.their_memory or 1) for cell in measured)
+        lines.append(f"peak memory of training, subject by torch.nn: geometric mean {share:.2f}")
     for cell in cells:
         if cell.compiled is not None:
             ratio = cell.theirs / cell.compiled
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0: measured, whatever came out. 2: wrong usage."""
     names = [kind.name for kind in KINDS]
     parser = argparse.ArgumentParser(prog="python -m parity speed", description=__doc__.splitlines()[0])
-    parser.add_argument("--subject", metavar="MODULE", default="rnnkit", help="default: rnnkit")
+    subject.add_arguments(parser)
     parser.add_argument("--kinds", nargs="+", choices=names, default=names, metavar="KIND", help="; ".join(names))
     parser.add_argument(
         "--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="SIZE", help=" ".join(SIZES)
@@ -278,16 +278,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if min(options.threads) < 1 or options.seconds <= 0:
         parser.error("--threads and --seconds must be positive")
-    try:
-        subject = load(options.subject)
-    except ImportError as error:
-        parser.error(f"the subject {options.subject}: {error}")
+    namespace = subject.chosen(parser, options)
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     seconds = 0.1 if options.quick else options.seconds
     kinds = [kind for kind in KINDS if kind.name in options.kinds]
 
-    head = f"{options.subject} beside torch.nn {torch.__version__}, {time.strftime('%Y-%m-%d')}, {processor()}"
+    head = f"{subject.title(options)} beside torch.nn {torch.__version__}, {time.strftime('%Y-%m-%d')}, {processor()}"
     print(head)
     results: list[dict[str, Any]] = []
     before = torch.get_num_threads()
@@ -297,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         cells: list[Cell] = []
         for kind in kinds:
             for size in options.sizes:
-                cells += measure(kind, size, threads, subject, seconds, rate, options.compile, clock)
+                cells += measure(kind, size, threads, namespace, seconds, rate, options.compile, clock)
                 ratios = ", ".join(f"{cell.mode} {cell.ratio:.2f}" for cell in cells[-len(MODES) :])
                 print(f"{kind.name}, {size}: {ratios}", file=sys.stderr, flush=True)
         print(f"\n{threads} thread{'s' * (threads > 1)}, best product {2e-9 * rate:.0f} GFLOP/s\n\n{table(cells)}\n")

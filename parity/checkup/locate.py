@@ -175,8 +175,10 @@ def _gate(example: Example, variant: Variant | None, slot: int, step: int, row: 
             return ""
         gates[name] = seen
     for gate in plain(example.kind).order.gates:
-        pair = [gates[name].get(gate) for name in ("ours", "theirs")]
-        if all(g is not None for g in pair) and not torch.allclose(pair[0][row], pair[1][row], rtol=0, atol=1e-9):
+        ours, theirs = (gates[name].get(gate) for name in ("ours", "theirs"))
+        if ours is None or theirs is None:
+            continue
+        if not torch.allclose(ours[row], theirs[row], rtol=0, atol=1e-9):
             return gate
     return ""
 

@@ -7,6 +7,7 @@ with the axes that matter to them.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import zlib
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+LAYERS = ("RNN", "LSTM", "GRU")
+CLASSES = (*LAYERS, "RNNCell", "LSTMCell", "GRUCell")
 KINDS = ("RNN-tanh", "RNN-relu", "LSTM", "LSTM-proj", "GRU")
 CELLS = ("RNNCell-tanh", "RNNCell-relu", "LSTMCell", "GRUCell")
 DTYPES = ("float64", "float32", "bfloat16", "float16", "complex128", "complex64")
@@ -122,6 +125,7 @@ def _cells() -> Iterator[Case]:
 
 
 def _specials() -> Iterator[Case]:
+    forms: tuple[str, ...]
     for special in SPECIALS:
         dtypes = ("float32",) if special == "autocast" else ("float64", "float32")
         for kind, dtype, onednn in itertools.product(KINDS, dtypes, YES_NO):
@@ -168,7 +172,7 @@ def quick(cases: list[Case], strength: int = 3) -> list[Case]:
 
 
 def select(cases: list[Case], expression: str) -> list[Case]:
-    """The cases whose name satisfies an expression: words joined by `and`, `or`, `not`, parentheses, as in pytest.
+    """The cases whose name satisfies an expression: words joined by `and`, `or`, `not`, parentheses.
 
     A word matches where a part of the name begins with it: `packed` matches packed_unsorted, and `bias` doesn't match
     nobias. An expression that is exactly the name of a case selects that case alone. ValueError if it can't be read.
@@ -181,49 +185,25 @@ def select(cases: list[Case], expression: str) -> list[Case]:
 
 
 def parse(expression: str) -> Callable[[str], bool]:
-    """`expression` as a predicate on lower-case text."""
-    tokens = re.findall(r"[()]|[^\s()]+", expression.lower())
-    position = 0
+    """`expression` as a predicate on lower-case text. Python reads it: each word becomes the question has(word)."""
+    words = re.findall(r"[()]|[^\s()]+", expression.lower())
+    grammar = ("and", "or", "not", "(", ")")
+    code = " ".join(word if word in grammar else f"has[{word!r}]" for word in words)
+    try:
+        tree = ast.parse(code, mode="eval")
+    except SyntaxError:
+        raise ValueError(f"-k: cannot read {expression!r}: words, and, or, not, ()") from None
+    if any(isinstance(node, (ast.Call, ast.Tuple)) for node in ast.walk(tree)):  # two words, or none, by parentheses
+        raise ValueError(f"-k: expected 'and' or 'or' between words, and a word in parentheses, in {expression!r}")
+    compiled = compile(tree, "-k", "eval")
+    return lambda text: bool(eval(compiled, {"has": _Parts(text)}))
 
-    def peek() -> str:
-        return tokens[position] if position < len(tokens) else ""
 
-    def take() -> str:
-        nonlocal position
-        position += 1
-        return tokens[position - 1]
+class _Parts:
+    """The parts of a name: has[word] says whether one of them begins with it."""
 
-    def disjunction() -> Callable[[str], bool]:
-        terms = [conjunction()]
-        while peek() == "or":
-            take()
-            terms.append(conjunction())
-        return lambda text: any(term(text) for term in terms)
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    def conjunction() -> Callable[[str], bool]:
-        terms = [negation()]
-        while peek() == "and":
-            take()
-            terms.append(negation())
-        return lambda text: all(term(text) for term in terms)
-
-    def negation() -> Callable[[str], bool]:
-        if peek() in ("", ")", "and", "or"):
-            raise ValueError(f"-k: a word is missing in {expression!r}")
-        token = take()
-        if token == "not":
-            operand = negation()
-            return lambda text: not operand(text)
-        if token == "(":
-            inner = disjunction()
-            if peek() != ")":
-                raise ValueError(f"-k: a parenthesis is not closed in {expression!r}")
-            take()
-            return inner
-        word = re.compile(r"(?:^|[-_])" + re.escape(token))
-        return lambda text: word.search(text) is not None
-
-    predicate = disjunction()
-    if position < len(tokens):
-        raise ValueError(f"-k: expected 'and' or 'or' before {peek()!r} in {expression!r}")
-    return predicate
+    def __getitem__(self, word: str) -> bool:
+        return re.search(r"(?:^|[-_])" + re.escape(word), self.name) is not None

@@ -1,15 +1,13 @@
-"""Verdicts: is what the subject shows what torch.nn shows?
-
-Three verdicts, from best to worst:
+"""Compare what the subject shows with what torch.nn shows.
 
 *bitwise*           same dtype, same shape, same bits.
 *within rounding*   the numbers differ, by no more than rounding explains (see `allowance`).
-*different*         anything else: a larger error, another shape or dtype, a missing gradient, another fact.
+*different*         a larger error, another shape or dtype, a missing gradient, another fact.
+*error*             one of the two, or both, raised an exception: nothing else is known.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +16,7 @@ from torch import Tensor
 
 from .cases import Case
 from .run import Draw, Observations, Precision, draw, observe, same_bits
-
-
-class Verdict(enum.IntEnum):
-    BITWISE = 0
-    ROUNDING = 1
-    DIFFERENT = 2
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def judge(case: Case, subject: Any, reference: Any = torch.nn, seed: int = 0) ->
     theirs = observe(reference, case, drawn, exact)
     ours = observe(subject, case, drawn, exact)
     differences = compare_facts(theirs, ours)
-    unequal = []
+    unequal: dict[str, Tensor] = {}
     for name in theirs.tensors.keys() | ours.tensors.keys() if not (theirs.error or ours.error) else ():
         a, b = theirs.tensors.get(name), ours.tensors.get(name)
         if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape:
@@ -91,10 +84,10 @@ def judge(case: Case, subject: Any, reference: Any = torch.nn, seed: int = 0) ->
                 note = f"torch.nn has {_describe(a)}, the subject has {_describe(b)}"
                 differences.append(Difference(name, Verdict.DIFFERENT, note=note))
         elif not same_bits(a, b):
-            unequal.append(name)
+            unequal[name] = b
     if unequal:
         yardstick = Yardstick(case, drawn, reference, theirs)
-        differences += [yardstick.compare(name, ours.tensors[name]) for name in sorted(unequal)]
+        differences += [yardstick.compare(name, b) for name, b in sorted(unequal.items())]
     bitwise = len(theirs.tensors) - sum(difference.name in theirs.tensors for difference in differences)
     return Result(case, bitwise, tuple(differences))
 
@@ -187,18 +180,20 @@ def relative_error(tensor: Tensor, true: Tensor) -> float:
     finite = torch.isfinite(true)
     if not torch.equal(finite, torch.isfinite(tensor)):
         return float("inf")
-    error = torch.where(finite, tensor - true, 0).abs().max().item()
-    scale = torch.where(finite, true, 0).abs().max().item()
+    error = float(torch.where(finite, tensor - true, 0).abs().max())
+    scale = float(torch.where(finite, true, 0).abs().max())
     return error / scale if scale else float("inf") if error else 0.0
 
 
 def compare_facts(theirs: Observations, ours: Observations) -> list[Difference]:
-    """Everything that is not a tensor's value. An exception ends the comparison: nothing else is known then."""
+    """Everything that is not a tensor's value.
+
+    An exception ends the comparison, because nothing else is known then: every case of the grid is one that torch.nn
+    runs, so that two equal exceptions are no agreement but a case that was not judged.
+    """
     if theirs.error or ours.error:
-        if theirs.error == ours.error:
-            return []
         note = f"torch.nn: {theirs.error or 'no error'}; the subject: {ours.error or 'no error'}"
-        return [Difference("error", Verdict.DIFFERENT, note=note)]
+        return [Difference("error", Verdict.ERROR, note=note)]
     differences = []
     for name, expected in theirs.facts.items():
         seen = ours.facts.get(name)

@@ -7,7 +7,6 @@ Nothing here compares anything and nothing knows which implementation it runs: r
 from __future__ import annotations
 
 import contextlib
-import importlib
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -175,7 +174,7 @@ def draw(case: Case, seed: int) -> Draw:
 
 def build(namespace: Any, case: Case, drawn: Draw, precision: Precision) -> torch.nn.Module:
     """A module of `namespace` in `case`'s configuration, with the drawn weights."""
-    module = getattr(namespace, case.class_name)(**drawn.arguments, dtype=precision.dtype)
+    module: torch.nn.Module = getattr(namespace, case.class_name)(**drawn.arguments, dtype=precision.dtype)
     names = [name for name, _ in module.named_parameters()]
     if names != list(drawn.weights):
         raise AttributeError(f"parameters are {names}, torch.nn's are {list(drawn.weights)}")
@@ -231,7 +230,7 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
         torch.autograd.backward([outputs[name] for name in wanted], cotangents)
         seen.tensors |= {f"grad of {name}": leaf.grad for name, leaf in leaves.items()}
         seen.tensors |= {f"grad of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    seen.facts["generator"] = zlib.crc32(torch.get_rng_state().numpy().tobytes())
+    seen.facts["generator"] = generator_state()
     seen.facts["written to"] = [
         name for name, tensor in _callers(module, leaves, input) if not same_bits(tensor.detach(), snapshot[name])
     ]
@@ -322,12 +321,13 @@ def _aliases(tensors: list[tuple[str, Tensor]], outputs: set[str]) -> set[str]:
 @contextlib.contextmanager
 def onednn(enabled: bool) -> Iterator[None]:
     """oneDNN on or off. (`torch.backends.mkldnn.flags` does it too, and warns about TensorFloat-32 at each use.)"""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = enabled
+    mkldnn: Any = torch.backends.mkldnn  # the switch is a descriptor of the module's class
+    before = mkldnn.enabled
+    mkldnn.enabled = enabled
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        mkldnn.enabled = before
 
 
 @contextlib.contextmanager
@@ -355,6 +355,6 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
-def load(name: str) -> Any:
-    """The namespace called `name`, by import."""
-    return importlib.import_module(name)
+def generator_state() -> int:
+    """A checksum of torch's generator, which tells how much was drawn from it."""
+    return zlib.crc32(bytes(torch.get_rng_state().tolist()))

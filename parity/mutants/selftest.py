@@ -23,11 +23,10 @@ from typing import Any
 import torch
 
 from ..contract import answers as contract
-from ..contract.answers import CLASSES
 from ..grid import cases as grid
-from ..grid import compare, engine, run
-from ..grid.cases import Case
-from ..report import terminal as report
+from ..grid import compare, engine, run, verdict
+from ..grid.cases import CLASSES, Case
+from ..grid.subject import load
 from . import faults
 from .faults import FAULTS, Fault, implementation
 
@@ -65,11 +64,11 @@ def examine(mixin: type, cases: list[Case], classes: tuple[str, ...], chunk: int
     for start in range(0, len(cases), chunk):
         for result in engine.results(cases[start : start + chunk], "planted", 0, 1):
             tried += 1
-            if report.exit_code([result], []):
+            if verdict.exit_code([result]):
                 return tried, f"{result.worst.name if result.worst else ''} in {result.case.name}"
-    for answer in contract.contract(run.load("planted"), classes=classes):
+    for answer in contract.contract(load("planted"), classes=classes):
         tried += 1
-        if report.exit_code([], [answer]):
+        if verdict.exit_code([answer]):
             return tried, answer.question
     return tried, ""
 
@@ -131,6 +130,7 @@ W_HH = "gradient of W_hh 0.1 % off"
 DRAWN = "return Draw(arguments, weights, input, hx, lengths, cotangents,"
 OUTPUTS = 'for name, tensor in outputs.items()}\n    seen.facts["requires_grad"]'
 ALLOWED = "return min((2 if exact else 3) * own + 2 * eps * depth**0.5, eps**0.25)"
+FOUND = "for found in findings"
 LENGTHS = 'if case.form == "unbatched":'
 
 SPOILED = (
@@ -148,7 +148,8 @@ SPOILED = (
     ),
     *_in(
         "grid.compare.compare_facts",
-        ("an exception is no difference", "if theirs.error == ours.error:", "if True:", "no autocast", "GRUCell"),
+        ("an exception is no difference", '[Difference("error", Verdict.ERROR, note=note)]', "[]", "no autocast",
+         "GRUCell"),
     ),
     *_blind(
         ("what shares memory", "aliases", "h_n a view of output"),
@@ -275,12 +276,15 @@ SPOILED = (
         ("runs the first chunk of the cases", "range(0, len(cases), CHUNK)", "range(0, 1, CHUNK)",
          "the first 32 steps only"),
     ),
-    *_in("grid.engine._run", ("loads torch.nn in any case", "load(subject)", "load('torch.nn')", W_HH, "GRUCell")),
     *_in(
-        "report.terminal.exit_code",
+        "grid.engine._run",
+        ("loads torch.nn in any case", "load(subject, settings)", "load('torch.nn')", W_HH, "GRUCell"),
+    ),
+    *_in(
+        "grid.verdict.exit_code",
         ("exit code always 0", "return int(", "return 0 * int(", W_HH, "GRUCell"),
-        ("exit code without the contract", "or any(", "or False and any(", "another repr", "GRUCell"),
-        ("exit code without the grid", "int(different or", "int(", W_HH, "GRUCell"),
+        ("exit code without the contract", FOUND, f"{FOUND} if hasattr(found, 'case')", "another repr", "GRUCell"),
+        ("exit code without the grid", FOUND, f"{FOUND} if hasattr(found, 'question')", W_HH, "GRUCell"),
     ),
 )  # fmt: skip
 
@@ -296,7 +300,7 @@ def spoilt(spoiled: Spoiled) -> Iterator[None]:
         raise ValueError(f"{spoiled.name}: {spoiled.old!r} stands {source.count(spoiled.old)} times in {spoiled.where}")
     space: dict[str, Any] = {}
     exec(source.replace(spoiled.old, spoiled.new), vars(owner), space)
-    owners = [owner, *(m for m in (compare, contract, engine, grid, report, run) if vars(m).get(name) is true)]
+    owners = [owner, *(m for m in (compare, contract, engine, grid, run, verdict) if vars(m).get(name) is true)]
     for each in owners:
         setattr(each, name, space[name])
     try:

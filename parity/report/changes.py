@@ -9,11 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: From best to worst, in the words of both kinds of report.
-RANK = (
-    "bitwise", "rounding", "within rounding", "not offered", "other masks", "within tolerance, not rounding",
-    "different", "error",
-)  # fmt: skip
+from ..grid.verdict import Verdict
 
 
 @dataclass
@@ -29,7 +25,7 @@ class Changes:
     @property
     def worse(self) -> bool:
         """Whether a case got a worse verdict or a mistake appeared."""
-        return bool(self.appeared) or any(RANK.index(new) > RANK.index(old) for old, new in self.cases)
+        return bool(self.appeared) or any(Verdict.named(new) > Verdict.named(old) for old, new in self.cases)
 
     def __str__(self) -> str:
         lines = [f"{name}: {old} -> {new}" for name, (old, new) in self.environment.items()]
@@ -62,7 +58,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Changes:
 
 
 def _verdict(case: dict[str, Any]) -> str:
-    return str(case.get("outcome") or case["verdict"])
+    return str(case["verdict"])
 
 
 def main(argv: list[str]) -> int:

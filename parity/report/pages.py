@@ -1,4 +1,4 @@
-"""A checkup as text, JSON, JUnit, Markdown and one static page of HTML."""
+"""A checkup as JSON, JUnit, Markdown and one static page of HTML."""
 
 from __future__ import annotations
 
@@ -6,93 +6,21 @@ import html
 import itertools
 import json
 import math
-from collections import Counter
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from ..checkup.checkup import Checkup, Outcome, Row
 from ..checkup.locate import ULP_BINS
+from ..checkup.record import AXES, Checkup, Row, label, lacking
+from ..grid.verdict import Verdict
 
-AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
 COLOURS = {
-    Outcome.BITWISE: "#1a7f4b",
-    Outcome.ROUNDING: "#66b287",
-    Outcome.NOT_OFFERED: "#b8bcc4",
-    Outcome.OTHER_MASKS: "#c9d36a",
-    Outcome.TOLERANCE: "#e3b341",
-    Outcome.DIFFERENT: "#c93c37",
-    Outcome.ERROR: "#7d2a8c",
+    Verdict.BITWISE: "#1a7f4b",
+    Verdict.ROUNDING: "#66b287",
+    Verdict.NOT_OFFERED: "#b8bcc4",
+    Verdict.OTHER_MASKS: "#c9d36a",
+    Verdict.TOLERANCE: "#e3b341",
+    Verdict.DIFFERENT: "#c93c37",
+    Verdict.ERROR: "#7d2a8c",
 }
-
-
-# Text -----------------------------------------------------------------------------------------------------------------
-
-
-def text(checkup: Checkup) -> str:
-    """For a terminal and for an assertion's message: verdict and diagnosis first, then the table."""
-    parts = [checkup.verdict + ".", ""]
-    for number, finding in enumerate(checkup.diagnosis.findings, 1):
-        parts += [f"{number}. {finding}".replace("\n", "\n   "), ""]
-    for one in checkup.diagnosis.unexplained:
-        parts += [f"? {one}", ""]
-    for probe, error in checkup.diagnosis.errors.items():
-        parts += [f"! {probe}: {error}", ""]
-    if checkup.location:
-        parts += [f"First difference: {checkup.location}", ""]
-    if checkup.growth and checkup.growth.kind != "none":
-        parts += [f"Error over {len(checkup.growth.errors)} steps of float32: {checkup.growth}", ""]
-    if checkup.rows:
-        counts = ", ".join(f"{count} {outcome.label}" for outcome, count in sorted(checkup.counts.items()))
-        parts += [f"{len(checkup.rows)} cases: {counts}", table(checkup), ""]
-        bad = [row for row in checkup.rows if not row.outcome.passes]
-        if bad and checkup.diagnosis.same:  # nothing has a name: then the cases have to speak
-            parts += [f"{row.outcome.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
-    if checkup.diagnosis.not_offered:
-        parts += ["Not offered:"]
-        parts += [f"  {probe}: {why}" for probe, why in lacking(checkup).items()] + [""]
-    if checkup.notes:
-        parts += ["Read as:", *(f"  {note}" for note in checkup.notes), ""]
-    if checkup.script:
-        parts += [
-            "The smallest case, with torch alone:",
-            "",
-            *(f"  {line}" for line in checkup.script.splitlines()),
-            "",
-        ]
-    parts.append(f"{checkup.seconds:.1f} s, torch {checkup.environment['torch']}, seed {checkup.seed}")
-    return "\n".join(parts)
-
-
-def lacking(checkup: Checkup) -> dict[str, str]:
-    """What is not offered: combinations only where each of their parts alone is offered."""
-    why = checkup.diagnosis.not_offered
-    return {
-        probe: " ".join(reason.split())[:90]
-        for probe, reason in why.items()
-        if "," not in probe or probe.split(",")[0] not in why
-    }
-
-
-def table(checkup: Checkup) -> str:
-    """Counts of outcomes by axis value."""
-    shown = [outcome for outcome in Outcome if checkup.counts[outcome]]
-    lines = [f"{'':24}" + "".join(f"{outcome.label:>{max(14, len(outcome.label) + 2)}}" for outcome in shown)]
-    for axis in AXES:
-        values = list(dict.fromkeys(getattr(row.case, axis) for row in checkup.rows))
-        if len(values) < 2:
-            continue
-        for value in sorted(values, key=str):
-            counts = Counter(row.outcome for row in checkup.rows if getattr(row.case, axis) == value)
-            cells = (f"{counts[outcome] or '-':>{max(14, len(outcome.label) + 2)}}" for outcome in shown)
-            lines.append(f"{label(axis, value):24}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def label(axis: str, value: Any) -> str:
-    """An axis and a value in a few words."""
-    if isinstance(value, bool):
-        return axis if value else f"no {axis}"
-    return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
@@ -118,9 +46,9 @@ def as_json(checkup: Checkup) -> str:
         "growth": checkup.growth
         and {"errors": checkup.growth.errors, "slope": checkup.growth.slope, "kind": checkup.growth.kind},
         "ulps": {str(end): count for end, count in checkup.ulps.items()},
-        "counts": {outcome.label: count for outcome, count in checkup.counts.items()},
+        "counts": {verdict.label: count for verdict, count in checkup.counts.items()},
         "cases": {
-            row.case.name: {"outcome": row.outcome.label, "what": row.what, "error": _finite(row.error)}
+            row.case.name: {"verdict": row.verdict.label, "what": row.what, "error": _finite(row.error)}
             for row in checkup.rows
         },
         "script": checkup.script,
@@ -135,23 +63,23 @@ def _finite(error: float) -> float | None:
 def as_junit(checkup: Checkup) -> str:
     """One test case for each case, and one for the diagnosis."""
     name = f"parity.{checkup.subject}"
-    entries = [_junit("diagnosis", name, "" if checkup.diagnosis.same else str(checkup.diagnosis), Outcome.DIFFERENT)]
+    entries = [_junit("diagnosis", name, "" if checkup.diagnosis.same else str(checkup.diagnosis), Verdict.DIFFERENT)]
     entries += [
-        _junit(row.case.name, name, "" if row.outcome.passes else row.what, row.outcome) for row in checkup.rows
+        _junit(row.case.name, name, "" if row.verdict.passes else row.what, row.verdict) for row in checkup.rows
     ]
     failures = sum("<failure" in entry or "<error" in entry for entry in entries)
-    skipped = checkup.counts[Outcome.NOT_OFFERED]
+    skipped = checkup.counts[Verdict.NOT_OFFERED]
     head = f'name={quoteattr(name)} tests="{len(entries)}" failures="{failures}" skipped="{skipped}"'
     head += f' time="{checkup.seconds:.2f}"'
     return f'<?xml version="1.0" encoding="utf-8"?>\n<testsuite {head}>\n' + "\n".join(entries) + "\n</testsuite>\n"
 
 
-def _junit(name: str, group: str, message: str, outcome: Outcome) -> str:
+def _junit(name: str, group: str, message: str, verdict: Verdict) -> str:
     inside = ""
     if message:
-        tag = "error" if outcome is Outcome.ERROR else "failure"
+        tag = "error" if verdict is Verdict.ERROR else "failure"
         inside = f"<{tag} message={quoteattr(message.splitlines()[0])}>{escape(message)}</{tag}>"
-    elif outcome is Outcome.NOT_OFFERED:
+    elif verdict is Verdict.NOT_OFFERED:
         inside = '<skipped message="not offered"/>'
     return f"  <testcase classname={quoteattr(group)} name={quoteattr(name)}>{inside}</testcase>"
 
@@ -168,8 +96,8 @@ def as_markdown(checkup: Checkup) -> str:
     if checkup.location:
         lines += ["", f"First difference: {checkup.location}"]
     if checkup.rows:
-        lines += ["", "| outcome | cases |", "|---|---|"]
-        lines += [f"| {outcome.label} | {count} |" for outcome, count in sorted(checkup.counts.items())]
+        lines += ["", "| verdict | cases |", "|---|---|"]
+        lines += [f"| {verdict.label} | {count} |" for verdict, count in sorted(checkup.counts.items())]
     if checkup.diagnosis.not_offered:
         lines += ["", "Not offered: " + ", ".join(lacking(checkup))]
     if checkup.script:
@@ -224,9 +152,9 @@ def as_html(checkup: Checkup) -> str:
     """One page that needs nothing from elsewhere."""
     e = html.escape
     diagnosis = checkup.diagnosis
-    colour = COLOURS[Outcome.BITWISE if checkup.same else Outcome.DIFFERENT]
+    colour = COLOURS[Verdict.BITWISE if checkup.same else Verdict.DIFFERENT]
     body = [f"<h1>{e(checkup.verdict)}</h1>"]
-    counts = ", ".join(f"{count} {outcome.label}" for outcome, count in sorted(checkup.counts.items()))
+    counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(checkup.counts.items()))
     summary = f"{len(checkup.rows)} cases: {counts}" if checkup.rows else "no cases were run"
     badge = f'<span class="badge" style="background:{colour}">{"same" if checkup.same else "different"}</span>'
     body.append(f"<p>{badge} {e(summary)}</p>")
@@ -246,7 +174,7 @@ def as_html(checkup: Checkup) -> str:
     if any(figures):
         body += ['<h2>A long sequence in float32</h2><div class="charts">', *figures, "</div>"]
     if checkup.rows:
-        body += ["<h2>Every axis against every other: the worst outcome</h2>", heat_map(checkup.rows), _key()]
+        body += ["<h2>Every axis against every other: the worst verdict</h2>", heat_map(checkup.rows), _key()]
     if checkup.script:
         body += [
             f'<h2>The smallest case <button onclick="{COPY}">copy</button></h2>',
@@ -270,7 +198,7 @@ def as_html(checkup: Checkup) -> str:
 
 
 def heat_map(rows: list[Row]) -> str:
-    """The worst outcome of the cases that have both values; the number is how many fail."""
+    """The worst verdict of the cases that have both values; the number is how many fail."""
     values = [
         (axis, value)
         for axis in AXES
@@ -287,8 +215,8 @@ def heat_map(rows: list[Row]) -> str:
             if (axis == other and value != wanted) or not both:
                 cells.append("<td></td>")
                 continue
-            worst = max((r.outcome for r in both), key=lambda outcome: (not outcome.passes, outcome))
-            failing = sum(not r.outcome.passes for r in both)
+            worst = max((r.verdict for r in both), key=lambda verdict: (not verdict.passes, verdict))
+            failing = sum(not r.verdict.passes for r in both)
             title = f"{name}, {other_name}: {len(both)} cases, worst {worst.label}"
             cells.append(f'<td style="background:{COLOURS[worst]}" title="{title}">{failing or ""}</td>')
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
@@ -297,7 +225,7 @@ def heat_map(rows: list[Row]) -> str:
 
 def _key() -> str:
     items = "".join(
-        f'<span><i style="background:{colour}"></i>{outcome.label}</span>' for outcome, colour in COLOURS.items()
+        f'<span><i style="background:{colour}"></i>{verdict.label}</span>' for verdict, colour in COLOURS.items()
     )
     return f'<p class="key muted">{items}</p>'
 
@@ -323,7 +251,7 @@ def _growth(checkup: Checkup) -> str:
         for y in range(low, high + 1, max(1, (high - low) // 4))
     )
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in itertools.starmap(at, shown))
-    colour = COLOURS[Outcome.ROUNDING if checkup.growth.kind == "rounding" else Outcome.DIFFERENT]
+    colour = COLOURS[Verdict.ROUNDING if checkup.growth.kind == "rounding" else Verdict.DIFFERENT]
     dots = "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{colour}"/>' for x, y in itertools.starmap(at, shown)
     )
@@ -352,8 +280,8 @@ def _ulps(checkup: Checkup) -> str:
         share = checkup.ulps[end]
         height = share / tallest * (HEIGHT - BOTTOM - 24)
         x, y = 10 + k * step, HEIGHT - BOTTOM - height
-        likely = Outcome.ROUNDING if end <= 16 else Outcome.TOLERANCE
-        colour = COLOURS[{0: Outcome.BITWISE, -1: Outcome.DIFFERENT}.get(end, likely)]
+        likely = Verdict.ROUNDING if end <= 16 else Verdict.TOLERANCE
+        colour = COLOURS[{0: Verdict.BITWISE, -1: Verdict.DIFFERENT}.get(end, likely)]
         bars += f'<rect x="{x + 3:.1f}" y="{y:.1f}" width="{step - 6:.1f}" height="{height:.1f}" fill="{colour}"/>'
         bars += f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{name}</text>'
         if share:

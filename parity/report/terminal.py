@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-
-from ..contract.answers import Agreement, Answer
+from ..contract.answers import NUMPY, Answer
 from ..grid.cases import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
-from ..grid.compare import Difference, Result, Verdict
+from ..grid.compare import Difference, Result
+from ..grid.engine import environment
+from ..grid.verdict import Verdict, exit_code
 
 WIDTH = 100
 COLUMNS = (*KINDS, "cells")
+#: Verdicts of cases, and of questions.
+OF_CASES = (Verdict.BITWISE, Verdict.ROUNDING, Verdict.DIFFERENT, Verdict.ERROR)
+OF_QUESTIONS = (Verdict.EQUAL, Verdict.TYPE_ONLY, Verdict.EXCUSED, Verdict.DIFFERENT)
 
 
 def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
@@ -26,7 +28,7 @@ def progress(results: Iterable[Result], total: int) -> Iterator[Result]:
     different = decile = 0
     for done, result in enumerate(results, 1):
         yield result
-        different += result.verdict is Verdict.DIFFERENT
+        different += not result.verdict.passes
         now = time.monotonic()
         if (now - shown > 0.2) if live else (done * 10 // total > decile):
             shown, decile = now, done * 10 // total
@@ -89,7 +91,9 @@ def table(results: list[Result]) -> str:
 
 
 def _counts(cell: Counter[Verdict] | None) -> str:
-    return "/".join(str(cell[verdict]) for verdict in Verdict) if cell else "-"
+    if not cell:
+        return "-"
+    return f"{cell[Verdict.BITWISE]}/{cell[Verdict.ROUNDING]}/{cell[Verdict.DIFFERENT] + cell[Verdict.ERROR]}"
 
 
 def bitwise_share(results: list[Result]) -> str:
@@ -150,12 +154,14 @@ def text(results: list[Result], answers: list[Answer], seconds: float, again: st
     if results:
         parts.append(
             f"Grid: {len(results):,} cases: {counts[Verdict.BITWISE]:,} bitwise, {counts[Verdict.ROUNDING]:,} "
-            f"within rounding, {counts[Verdict.DIFFERENT]:,} different."
+            f"within rounding, {counts[Verdict.DIFFERENT]:,} different"
+            + (f", {counts[Verdict.ERROR]:,} ended in an error." if counts[Verdict.ERROR] else ".")
         )
     if answers:
         parts.append(contract_line(answers))
-    verdict = "No difference." if exit_code(results, answers) == 0 else "DIFFERENT."
-    parts.append(f"{verdict} ({seconds:.0f} s)")
+    worst_of_all = max([result.verdict for result in results] + [answer.verdict for answer in answers])
+    conclusion = "No difference" if worst_of_all.passes else worst_of_all.name
+    parts.append(f"{conclusion}. ({seconds:.0f} s)")
     return "\n".join(parts)
 
 
@@ -165,33 +171,30 @@ def what(difference: Difference) -> str:
     )
 
 
-def exit_code(results: list[Result], answers: list[Answer]) -> int:
-    different = any(result.verdict is Verdict.DIFFERENT for result in results)
-    return int(different or any(answer.agreement is Agreement.DIFFERENT for answer in answers))
-
-
 def contract_line(answers: list[Answer]) -> str:
-    counts = Counter(answer.agreement for answer in answers)
+    counts = Counter(answer.verdict for answer in answers)
     return (
-        f"Contract: {len(answers):,} questions: {counts[Agreement.EQUAL]:,} answered alike, "
-        f"{counts[Agreement.TYPE_ONLY]} in type only, {counts[Agreement.EXCUSED]} excused, "
-        f"{counts[Agreement.DIFFERENT]} different."
+        f"Contract: {len(answers):,} questions: {counts[Verdict.EQUAL]:,} answered alike, "
+        f"{counts[Verdict.TYPE_ONLY]} in type only, {counts[Verdict.EXCUSED]} excused, "
+        f"{counts[Verdict.DIFFERENT]} different."
+        + " What needs NumPy was not asked: it is not installed."
+        * (not NUMPY)
     )
 
 
 def contract_text(answers: list[Answer], again: str, limit: int = 12) -> list[str]:
     """The questions that were answered differently; those excused or equal in type only, by reason."""
     lines = []
-    different = [answer for answer in answers if answer.agreement is Agreement.DIFFERENT]
+    different = [answer for answer in answers if answer.verdict is Verdict.DIFFERENT]
     for answer in different[:limit]:
         lines += ["DIFFERENT " + answer_text(answer), f'  {again} --ask "{answer.question.strip()}"', ""]
     if len(different) > limit:
         lines += [f"... and {len(different) - limit} more (--json lists all)", ""]
     reasons: dict[str, list[Answer]] = {}
     for answer in answers:
-        if answer.agreement is Agreement.TYPE_ONLY:
+        if answer.verdict is Verdict.TYPE_ONLY:
             reasons.setdefault("in type only: torch.nn's message is a kernel's own", []).append(answer)
-        if answer.agreement is Agreement.EXCUSED:
+        if answer.verdict is Verdict.EXCUSED:
             reasons.setdefault(f"excused: {answer.excuse}", []).append(answer)
     for reason, members in reasons.items():
         lines.append(f"{len(members):4} {reason}")
@@ -200,7 +203,7 @@ def contract_text(answers: list[Answer], again: str, limit: int = 12) -> list[st
 
 
 def answer_text(answer: Answer) -> str:
-    if answer.agreement is Agreement.EQUAL:
+    if answer.verdict is Verdict.EQUAL:
         return f"{answer.question}\n  both        {answer.reference}"
     return f"{answer.question}\n  torch.nn    {answer.reference}\n  the subject {answer.subject}"
 
@@ -209,14 +212,14 @@ def failures(results: list[Result], again: str, limit: int = 12) -> list[str]:
     """The differing cases, gathered by module and by what differs first, one example of each with its command."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        if result.verdict is Verdict.DIFFERENT and result.worst is not None:
+        if not result.verdict.passes and result.worst is not None:
             name = result.worst.name.removesuffix("_reverse").rstrip("_l0123456789")
             groups.setdefault((result.case.kind, name), []).append(result)
     lines = []
     for (kind, name), members in sorted(groups.items(), key=lambda item: -len(item[1]))[:limit]:
         example = min(members, key=lambda result: len(result.case.name))
         assert example.worst is not None
-        lines += [f"DIFFERENT {kind}: {name} in {len(members):,} cases, for example"]
+        lines += [f"{example.verdict.name} {kind}: {name} in {len(members):,} cases, for example"]
         lines += [f"  {example.worst.name}: {what(example.worst)}", f"  {again} -k {example.case.name}", ""]
     if len(groups) > limit:
         lines += [f"... and {len(groups) - limit} more kinds of difference (--json lists every case)", ""]
@@ -235,16 +238,6 @@ def detail(result: Result) -> str:
     return "\n".join(lines)
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": 1,
-    }
-
-
 def as_json(results: list[Result], answers: list[Answer], subject: str, seed: int, seconds: float) -> dict[str, Any]:
     """The whole run as plain data. `cases` maps each name to its verdict and to what isn't bitwise; `contract` lists
     the questions that weren't answered alike."""
@@ -254,15 +247,15 @@ def as_json(results: list[Result], answers: list[Answer], subject: str, seed: in
         "seed": seed,
         "seconds": round(seconds, 1),
         "environment": environment(),
-        "exit_code": exit_code(results, answers),
-        "counts": {verdict.name.lower(): counts[verdict] for verdict in Verdict},
+        "exit_code": exit_code([*results, *answers]),
+        "counts": {verdict.name.lower(): counts[verdict] for verdict in OF_CASES},
         "contract_counts": {
-            agreement.name.lower(): sum(answer.agreement is agreement for answer in answers) for agreement in Agreement
+            verdict.name.lower(): sum(answer.verdict is verdict for answer in answers) for verdict in OF_QUESTIONS
         },
         "contract": [
-            {**vars(answer), "agreement": answer.agreement.name.lower()}
+            {**vars(answer), "verdict": answer.verdict.name.lower()}
             for answer in answers
-            if answer.agreement is not Agreement.EQUAL
+            if answer.verdict is not Verdict.EQUAL
         ],
         "cases": {
             result.case.name: {

@@ -19,9 +19,10 @@ import parity
 from parity import testing
 from parity.__main__ import main
 from parity.checkup import locate, shrink
-from parity.checkup.checkup import Outcome, check, check_arrays
 from parity.checkup.diagnose import BASE, Doctor, Probe
+from parity.checkup.examine import check, check_arrays
 from parity.checkup.subjects import adapt
+from parity.grid.verdict import Verdict
 from parity.mutants.variants import CATALOGUE, Example, Order, Variant
 from parity.report import pages
 
@@ -51,7 +52,7 @@ def test_a_right_module_passes(right):
     assert right.same
     assert right.exit_code == 0
     assert right.verdict == "StackGRU is torch.nn.GRU in what it offers, within rounding"
-    assert {row.outcome for row in right.rows} <= {Outcome.BITWISE, Outcome.ROUNDING, Outcome.OTHER_MASKS}
+    assert {row.verdict for row in right.rows} <= {Verdict.BITWISE, Verdict.ROUNDING, Verdict.OTHER_MASKS}
     assert right.seconds < 60
     assert right.growth.kind in ("none", "rounding")  # the processor decides which
 
@@ -68,7 +69,7 @@ def test_another_default_is_the_only_thing_said_of_a_module_that_is_right_otherw
 
     result = check(BatchFirst, "GRU", raises=False)
     assert result.diagnosis.names == ["batch_first is True where nothing is said"]
-    assert {row.outcome for row in result.rows} == {Outcome.BITWISE}
+    assert {row.verdict for row in result.rows} == {Verdict.BITWISE}
     assert not result.same
 
 
@@ -95,7 +96,7 @@ def test_one_layer_draws_no_mask_so_none_excuses_it():
     result = check(Loud, "GRU", raises=False)
     masked = [row for row in result.rows if row.case.dropout == "dropout_train" and row.case.layers == 1]
     assert masked
-    assert not any(row.outcome is Outcome.OTHER_MASKS for row in masked)
+    assert not any(row.verdict is Verdict.OTHER_MASKS for row in masked)
 
 
 def test_every_pair_of_options_is_covered(right):
@@ -238,7 +239,7 @@ def test_junit_counts_its_cases(direction_major):
     assert len(cases) == int(suite.get("tests")) == len(direction_major.rows) + 1
     failing = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     assert len(failing) == int(suite.get("failures"))
-    assert failing[1:] == [row.case.name for row in direction_major.rows if not row.outcome.passes]
+    assert failing[1:] == [row.case.name for row in direction_major.rows if not row.verdict.passes]
 
 
 def test_markdown_has_the_verdict_and_the_script(direction_major):
@@ -393,7 +394,7 @@ def test_other_masks_are_not_a_mistake_and_are_said():
 
     result = check(RowwiseLSTM, raises=False)
     assert result.same, str(result)
-    assert result.counts[Outcome.OTHER_MASKS] > 0
+    assert result.counts[Verdict.OTHER_MASKS] > 0
 
 
 def test_a_cut_problem_is_a_problem_of_the_smaller_size():

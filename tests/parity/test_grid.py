@@ -4,7 +4,11 @@ import ast
 import itertools
 import json
 import math
+import os
+import pickle
+import subprocess
 import sys
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +20,14 @@ import rnnkit
 import rnnkit.fast
 from parity.__main__ import main
 from parity.contract import answers
-from parity.contract.answers import CLASSES, Agreement, contract, questions, reply
-from parity.grid import cases, compare, engine, run
-from parity.grid.cases import AXES, CELLS, DTYPES, KINDS, SPECIALS, Case, grid, parse, quick, select
-from parity.grid.compare import Verdict, Yardstick, allowance, judge, relative_error
+from parity.contract.answers import contract, questions, reply
+from parity.grid import cases, compare, engine, run, verdict
+from parity.grid.cases import AXES, CELLS, CLASSES, DTYPES, KINDS, SPECIALS, Case, grid, parse, quick, select
+from parity.grid.compare import Yardstick, allowance, judge, relative_error
 from parity.grid.run import Precision, draw, observe, same_bits
+from parity.grid.subject import load, setting
+from parity.grid.verdict import Verdict
 from parity.mutants import faults, selftest
-from parity.report import terminal
 
 GRID = grid()
 QUICK = quick(GRID)
@@ -40,7 +45,7 @@ def single_thread():
 
 def different(cases, subject):
     results = (judge(case, subject) for case in cases)
-    return [f"{result.case.name}: {result.worst}" for result in results if result.verdict is Verdict.DIFFERENT]
+    return [f"{result.case.name}: {result.worst}" for result in results if not result.verdict.passes]
 
 
 # rnnkit ---------------------------------------------------------------------------------------------------------------
@@ -56,7 +61,7 @@ def test_rnnkit_is_torch_nn_on_the_whole_grid(kind, dtype):
 @pytest.mark.parametrize("name", CLASSES)
 def test_rnnkit_keeps_the_contract(name, subject):
     said = contract(subject, classes=(name,))
-    assert [answer for answer in said if answer.agreement is Agreement.DIFFERENT] == []
+    assert [answer for answer in said if answer.verdict is Verdict.DIFFERENT] == []
 
 
 # Nobody is accused wrongly, nothing gets through ----------------------------------------------------------------------
@@ -64,7 +69,7 @@ def test_rnnkit_keeps_the_contract(name, subject):
 
 def test_torch_nn_is_torch_nn_bit_for_bit():
     assert {judge(case, torch.nn).verdict for case in QUICK} == {Verdict.BITWISE}
-    assert {answer.agreement for answer in contract(torch.nn)} == {Agreement.EQUAL}
+    assert {answer.verdict for answer in contract(torch.nn)} == {Verdict.EQUAL}
 
 
 @pytest.mark.parametrize("name", selftest.CONTROLS)
@@ -74,7 +79,7 @@ def test_a_correct_implementation_is_within_rounding(name):
 
 def test_a_correct_implementation_keeps_the_contract():
     said = contract(faults.implementation(faults.Plain))
-    assert [answer for answer in said if answer.agreement is Agreement.DIFFERENT] == []
+    assert [answer for answer in said if answer.verdict is Verdict.DIFFERENT] == []
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
@@ -109,11 +114,11 @@ def test_each_axis_is_left_out_of_a_spoiled_grid():
 
 
 def test_a_spoiled_harness_is_mended_again():
-    before = [dict(vars(module)) for module in (compare, answers, engine, cases, terminal, run)]
+    before = [dict(vars(module)) for module in (compare, answers, engine, cases, run, verdict)]
     for spoiled in selftest.SPOILED:
         with selftest.spoilt(spoiled):
             pass
-    assert [dict(vars(module)) for module in (compare, answers, engine, cases, terminal, run)] == before
+    assert [dict(vars(module)) for module in (compare, answers, engine, cases, run, verdict)] == before
 
 
 def test_a_line_that_is_not_there_cannot_be_spoiled():
@@ -229,6 +234,36 @@ def test_no_allowance_hides_a_hopeless_case():
     assert allowance(own=0.0, eps=2**-23, depth=120) < 1e-5
 
 
+def test_a_case_that_the_reference_does_not_run_is_an_error_even_if_the_subject_fails_alike():
+    class Broken(torch.nn.GRUCell):
+        def forward(self, *args, **kwargs):
+            raise RuntimeError("Numpy is not available")
+
+    case = next(case for case in GRID if case.kind == "GRUCell")
+    both = types.SimpleNamespace(GRUCell=Broken)
+    for subject, reference in ((both, both), (torch.nn, both), (both, torch.nn)):
+        assert judge(case, subject, reference).verdict is Verdict.ERROR
+    assert verdict.exit_code([judge(case, both, both)]) == 1
+
+
+def test_torch_nn_runs_every_case():
+    """So none is there for torch.nn's refusal, and an error of the reference is always an error of the run."""
+    for case in QUICK:
+        dtype = getattr(torch, case.dtype)
+        assert observe(torch.nn, case, draw(case, 0), Precision(dtype, dtype)).error == "", case.name
+
+
+@pytest.mark.parametrize("expression", ["GRUCell and float64", "contract"])
+def test_the_harness_needs_no_numpy(expression):
+    code = "import sys; sys.modules['numpy'] = None; from parity.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-W", "ignore", "-c", code, "--subject", "torch.nn", "-k", expression]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "No difference" in done.stdout
+    assert "error" not in done.stdout
+    assert ("needs NumPy was not asked" in done.stdout) == (expression == "contract")
+
+
 # The command line -----------------------------------------------------------------------------------------------------
 
 ONE = "LSTM-float64-layers1-bias-unbatched-hx"
@@ -287,6 +322,10 @@ def test_several_processes_find_what_one_finds(broken_subject, tmp_path):
         ["--jobs", "0"],
         ["--unknown"],
         ["--ask", "Linear(3, 4)"],
+        ["--set", "path"],
+        ["--set", "no_such_attribute=1"],
+        ["-k", "lstm (gru)"],
+        ["-k", "()"],
     ],
     ids=" ".join,
 )
@@ -310,7 +349,7 @@ def test_json_tells_every_verdict(tmp_path, broken_subject):
     assert report["exit_code"] == 1
     assert report["environment"]["torch"] == torch.__version__
     counts = Counter(case["verdict"] for case in cases.values())
-    assert report["counts"] == {name: counts[name] for name in ("bitwise", "rounding", "different")}
+    assert report["counts"] == {name: counts[name] for name in ("bitwise", "rounding", "different", "error")}
     assert cases["GRU-float64-layers1-bias-unbatched"] == {"verdict": "bitwise", "values": "bitwise", "differences": []}
     assert single["verdict"] == "different"
     (c_n,) = [difference for difference in single["differences"] if difference["name"] == "c_n"]
@@ -330,6 +369,56 @@ def test_the_selftest_fails_if_a_fault_survives_a_control_is_accused_or_a_spoile
 
 def test_a_selftest_of_nothing_fails():
     assert selftest.show([]) == 1
+
+
+@pytest.fixture
+def settled_subject(tmp_path, monkeypatch):
+    """A subject whose LSTM and GRU are off by what a class attribute says."""
+    lines = [
+        "import torch",
+        "from torch.nn import *",
+        "class Scaled:",
+        "    scale = 1.0",
+        "    def forward(self, input, hx=None):",
+        "        output, states = super().forward(input, hx)",
+        "        output = output._replace(data=output.data * self.scale) if isinstance(output, tuple) else output",
+        "        return output if isinstance(output, tuple) else output * self.scale, states",
+        "class LSTM(Scaled, torch.nn.LSTM): pass",
+        "class GRU(Scaled, torch.nn.GRU): pass",
+    ]
+    (tmp_path / "settled_subject.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    yield "settled_subject"
+    sys.modules.pop("settled_subject", None)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_setting_reaches_every_process(settled_subject, jobs, capsys):
+    few = ["--subject", settled_subject, "--jobs", jobs, "-k", "float64 and layers1 and (LSTM or GRU or RNN)"]
+    assert main(few) == 0
+    assert main([*few, "--set", "scale=1.5"]) == 1
+    out = capsys.readouterr().out
+    assert "settled_subject, scale=1.5 against torch.nn" in out
+    assert "DIFFERENT LSTM: output" in out
+    assert "DIFFERENT RNN" not in out
+    assert "--set scale=1.5 -k" in out
+
+
+def test_a_class_with_a_setting_keeps_its_name_and_can_be_pickled(settled_subject):
+    module = load(settled_subject, {"scale": 2})
+    assert repr(module.LSTM(3, 4)) == "LSTM(3, 4)"
+    assert module.RNN is torch.nn.RNN
+    assert pickle.loads(pickle.dumps(module.GRU(3, 4))).scale == 2
+    assert load(settled_subject).GRU.scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a=2", 2), ("a=None", None), ("a=readable", "readable"), ("a=always fast", "always fast"), ("a='x=y'", "x=y")],
+)
+def test_a_setting_is_a_literal_or_else_its_text(text, expected):
+    assert setting(text) == ("a", expected)
 
 
 def test_list_prints_the_names_and_runs_nothing(capsys):
@@ -378,7 +467,23 @@ def test_an_expression_selects_by_the_beginnings_of_parts(expression, text, matc
     assert parse(expression)(text) is matches
 
 
-@pytest.mark.parametrize("expression", ["", "and", "lstm and", "or lstm", "not", "(lstm", "lstm)", "lstm gru", "()"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "and",
+        "lstm and",
+        "or lstm",
+        "not",
+        "(lstm",
+        "lstm)",
+        "lstm gru",
+        "()",
+        "lstm (gru)",
+        "(lstm) (gru)",
+        "lstm and ()",
+    ],
+)
 def test_an_expression_that_cannot_be_read_is_refused(expression):
     with pytest.raises(ValueError, match="-k: "):
         parse(expression)

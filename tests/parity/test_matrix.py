@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 import rnnkit
 from parity.bench import capabilities, matrix
 from parity.bench.capabilities import CAPABILITIES, OPTIONS, Bench, Capability, WrongError, close, outcome
-from parity.contract.answers import CLASSES
+from parity.grid.cases import CLASSES
 
 #: Cells that say something else than *works*.
 REMARKS = {"quantize_dynamic": "left as is"}
@@ -101,6 +101,13 @@ def test_the_command_prints_the_table_and_writes_json(tmp_path, capsys):
     (row,) = json.loads(file.read_text())["rows"]
     assert row["outcomes"]["rnnkit"]["LSTM"]["outcome"] == "works"
     assert row["outcomes"]["torch.nn"]["LSTM"]["message"]
+
+
+def test_cells_that_were_skipped_are_counted_apart(monkeypatch, capsys):
+    row = Capability("nothing", "absent", lambda b: None, needs="no_such_package")
+    monkeypatch.setattr(matrix, "CAPABILITIES", [row, *CAPABILITIES[:1]])
+    assert matrix.main(["--subject", "torch.nn"]) == 0
+    assert "6 of the subject's 6 cells work, 6 were skipped." in capsys.readouterr().out
 
 
 def test_the_exit_code_tells_of_a_cell_that_fails(capsys):

@@ -6,51 +6,22 @@ offers, each with a verdict. Then the first number that differs, how the error g
 
 from __future__ import annotations
 
-import argparse
-import enum
 import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..grid import cases as grid
-from ..grid import run
 from ..grid.cases import Case
-from ..grid.compare import Difference, Result, Verdict, judge
+from ..grid.compare import Difference, Result, judge
+from ..grid.verdict import Verdict
 from ..mutants import variants
-from ..report import terminal as report
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
 from .diagnose import BASE, Diagnosis, Doctor, Finding, Unexplained
+from .record import Checkup, Row
 from .subjects import Subject, WeightMap
-
-
-class Outcome(enum.IntEnum):
-    """The verdict on one case, from best to worst."""
-
-    BITWISE = 0
-    ROUNDING = 1
-    NOT_OFFERED = 2  # the subject has no such option
-    OTHER_MASKS = 3  # dropout in the right places, but other numbers are drawn from the generator
-    TOLERANCE = 4  # more than rounding, less than torch.testing.assert_close lets pass
-    DIFFERENT = 5
-    ERROR = 6
-
-    @property
-    def label(self) -> str:
-        return {"ROUNDING": "within rounding", "TOLERANCE": "within tolerance, not rounding"}.get(
-            self.name, self.name.lower().replace("_", " ")
-        )
-
-    @property
-    def passes(self) -> bool:
-        return self <= Outcome.OTHER_MASKS
-
 
 #: What torch.testing.assert_close allows, relative to the largest number.
 TOLERANCES = {"float64": 1e-7, "float32": 1.3e-6, "bfloat16": 1.6e-2, "float16": 1e-3}
@@ -71,65 +42,6 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("dropout, one layer", lambda case: bool(case.dropout)),
 )
 QUICK_SPECIALS = ("", "one_step", "long", "wide", "noncontiguous", "frozen_input", "loss_h_n", "second_call")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case and its outcome; `what` says what differs most."""
-
-    case: Case
-    outcome: Outcome
-    what: str = ""
-    error: float = 0.0
-
-
-@dataclass
-class Checkup:
-    """Everything that was found out. `str()` of it is the report."""
-
-    subject: str
-    class_name: str
-    diagnosis: Diagnosis
-    notes: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    location: locate.Location | None = None
-    growth: locate.Growth | None = None
-    ulps: Counter[int] = field(default_factory=Counter)
-    script: str = ""
-    smallest: shrink.Smallest | None = None
-    seed: int = 0
-    seconds: float = 0.0
-    environment: dict[str, Any] = field(default_factory=report.environment)
-
-    @property
-    def counts(self) -> Counter[Outcome]:
-        return Counter(row.outcome for row in self.rows)
-
-    @property
-    def same(self) -> bool:
-        return self.diagnosis.same and all(row.outcome.passes for row in self.rows)
-
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.same else 1
-
-    @property
-    def verdict(self) -> str:
-        """One sentence."""
-        if not self.same:
-            names = self.diagnosis.names
-            return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
-        worst = max(
-            (row.outcome for row in self.rows if row.outcome is not Outcome.NOT_OFFERED), default=Outcome.ROUNDING
-        )
-        lacking = " in what it offers" if self.diagnosis.not_offered else ""
-        how = "bit for bit" if worst is Outcome.BITWISE else "within rounding"
-        return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
-
-    def __str__(self) -> str:
-        from ..report.pages import text
-
-        return text(self)
 
 
 def check(
@@ -208,15 +120,15 @@ def rows(results: Sequence[Result], diagnosis: Diagnosis) -> list[Row]:
     placed = not any("dropout" in name for name in (*diagnosis.names, *(one.probe for one in diagnosis.unexplained)))
     found = []
     for result in results:
-        outcome = _outcome(result)
-        if outcome is Outcome.ERROR and not _axes(result.case) <= worked:
-            outcome = Outcome.NOT_OFFERED
+        verdict = _verdict(result)
+        if verdict is Verdict.ERROR and not _axes(result.case) <= worked:
+            verdict = Verdict.NOT_OFFERED
         masked = result.case.dropout == "dropout_train" and result.case.layers > 1
-        if outcome is Outcome.DIFFERENT and masked and placed:
-            outcome = Outcome.OTHER_MASKS
+        if verdict is Verdict.DIFFERENT and masked and placed:
+            verdict = Verdict.OTHER_MASKS
         worst = max(_serious(result), key=lambda d: (d.verdict, d.error), default=None)
         what = "" if worst is None else f"{worst.name}: {worst.note or f'error {worst.error:.1e}'}"
-        found.append(Row(result.case, outcome, what, worst.error if worst else 0.0))
+        found.append(Row(result.case, verdict, what, worst.error if worst else 0.0))
     return found
 
 
@@ -232,16 +144,16 @@ def _serious(result: Result) -> list[Difference]:
     return [difference for difference in result.differences if difference.name not in PEDANTIC]
 
 
-def _outcome(result: Result) -> Outcome:
+def _verdict(result: Result) -> Verdict:
     if _raised(result):
-        return Outcome.ERROR
+        return Verdict.ERROR
     serious = _serious(result)
     verdict = max((difference.verdict for difference in serious), default=Verdict.BITWISE)
     if verdict is not Verdict.DIFFERENT:
-        return Outcome(int(verdict))
+        return verdict
     bad = [difference for difference in serious if difference.verdict is Verdict.DIFFERENT]
     tolerable = all(d.allowed and d.error <= TOLERANCES.get(result.case.dtype, 0.0) for d in bad)
-    return Outcome.TOLERANCE if tolerable else Outcome.DIFFERENT
+    return Verdict.TOLERANCE if tolerable else Verdict.DIFFERENT
 
 
 def measure(checkup: Checkup, doctor: Doctor) -> None:
@@ -325,81 +237,3 @@ def check_arrays(
     if raises and not checkup.same:
         raise AssertionError(f"\n{checkup}")
     return checkup
-
-
-# The command line -----------------------------------------------------------------------------------------------------
-
-EPILOG = """\
-examples:
-  python -m parity check mypackage.rnn:MyLSTM
-  python -m parity check model.py:Decoder --as GRUCell --html report.html
-  python -m parity check numbers.npz --as LSTM      weights, input, output, h_n, c_n under torch.nn's names
-  python -m parity replay smallest.json
-"""
-
-
-def main(argv: list[str]) -> int:
-    """`python -m parity check`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m parity check", description="Is this module torch.nn's, and if not, why?", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("target", metavar="PKG.MOD:NAME", help="a class or function (FILE.py:NAME too), or a .npz file")
-    parser.add_argument("--as", dest="as_", metavar="CLASS", help="torch.nn's name for it: LSTM, GRUCell, ...")
-    parser.add_argument("--map", metavar="PKG.MOD:NAME", help="a weight map: torch.nn's weights -> the subject's")
-    parser.add_argument("--grid", choices=("quick", "full"), default="quick", help="full: every case that it offers")
-    parser.add_argument("--seed", type=int, default=0, help="draws other numbers")
-    parser.add_argument("--batch-first", action="store_true", help="the arrays of a .npz file are batch first")
-    for name, what in (
-        ("json", "data"),
-        ("junit", "XML"),
-        ("markdown", "a pull request's comment"),
-        ("html", "a page"),
-    ):
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the report as {what}")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="write the smallest failing case to FILE")
-    options = parser.parse_args(argv)
-    try:
-        if options.target.endswith(".npz"):
-            import numpy
-
-            with numpy.load(options.target) as arrays:
-                checkup = check_arrays(
-                    dict(arrays), options.as_ or "LSTM", batch_first=options.batch_first, raises=False
-                )
-        else:
-            weight_map = subjects.load(options.map) if options.map else None
-            target = subjects.load(options.target)
-            checkup = check(
-                target, options.as_, weight_map=weight_map, grid=options.grid, seed=options.seed, raises=False
-            )
-    except (ImportError, AttributeError, ValueError, OSError) as error:
-        parser.error("".join(traceback.format_exception_only(error)).strip())
-    print(checkup)
-    from ..report import pages
-
-    for name, render in pages.RENDERERS.items():
-        if file := getattr(options, name):
-            file.write_text(render(checkup))
-    if options.replay and checkup.smallest:
-        shrink.save(checkup.smallest, options.target, checkup.class_name, options.replay)
-    return checkup.exit_code
-
-
-def replay(argv: list[str]) -> int:
-    """`python -m parity replay`: run a saved case again. Exit code 0 if it no longer differs."""
-    parser = argparse.ArgumentParser(prog="python -m parity replay", description="Run a failing case again.")
-    parser.add_argument("file", type=Path)
-    options = parser.parse_args(argv)
-    data, case, drawn = shrink.restore(options.file)
-    subject = subjects.adapt(data["target"], data["as"])
-    doctor = Doctor(subject)
-    doctor.settle()
-    ours, theirs = (run.observe(n, case, drawn, shrink.EXACT) for n in (doctor.subject.namespace, torch.nn))
-    name = shrink.differing(ours, theirs)
-    if not name:
-        print(f"{data['target']}: no difference any more in {case.name}")
-        return 0
-    print(f"{data['target']} differs in {name}, {case.name}\n  torch.nn: {theirs.tensors[name]}")
-    print(f"  subject:  {ours.tensors.get(name, ours.error)}")
-    return 1
