@@ -21,8 +21,12 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     """`parity.check` and `parity.check_arrays`, imported when they are asked for."""
-    if name in ("check", "check_arrays"):
-        from .checkup import examine
+    if name == "check":
+        from .checkup.examine import check
 
-        return getattr(examine, name)
+        return check
+    if name == "check_arrays":
+        from .checkup.arrays import check_arrays
+
+        return check_arrays
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

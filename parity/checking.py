@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from .checkup import shrink, subjects
+from .checkup.arrays import check_arrays
 from .checkup.diagnose import Doctor
-from .checkup.examine import check, check_arrays
+from .checkup.examine import check
 from .grid import run
 from .report import pages
 

@@ -140,7 +140,7 @@ def best_rate(seconds: float = 0.5) -> float:
     """Multiplications a second in the best of some large products, by each of torch's libraries."""
     x, w = torch.randn(512, 1024), torch.randn(1024, 1024)
     products: list[Callable[[], object]] = [lambda: torch.mm(x, w.t())]
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     with torch.no_grad():
         return x.numel() * len(w) / min(min(times) for times in in_turns(products, seconds, time.perf_counter))

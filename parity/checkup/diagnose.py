@@ -22,23 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Observations, Precision, build, draw, observe
-from ..mutants.variants import (
-    CATALOGUE,
-    GATES,
-    Deviation,
-    Example,
-    Order,
-    Variant,
-    catalogue,
-    compatible,
-    define,
-    orders,
-    plain,
-)
+from ..mutants.catalogue import CATALOGUE
+from ..mutants.definition import GATES, Example, Input
+from ..mutants.mutant import Mutant
+from ..mutants.orders import Order, orders
+from ..mutants.variants import Variant, catalogue, compatible, define, plain
 from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, translated
 
 MARGIN = 100.0
@@ -103,7 +95,7 @@ class Search:
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
     """What rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
-    steps = 1 if example.is_cell else max(example.input.shape[:-1])
+    steps = 1 if example.is_cell else max(example.rows.shape[:-1])
     return 256 * eps * math.sqrt(steps * len(example.slots))
 
 
@@ -178,7 +170,7 @@ def _errors(variant: Variant, example: Example, seen: dict[str, Tensor]) -> floa
 
 
 def _all_errors(
-    deviations: tuple[Deviation, ...], tried: Sequence[Order], example: Example, seen: dict[str, Tensor]
+    deviations: tuple[Mutant, ...], tried: Sequence[Order], example: Example, seen: dict[str, Tensor]
 ) -> Tensor:
     """The distance from what was seen, for each order of the gates."""
     H = example.weights["weight_hh" + example.slots[0]].size(0) // len(GATES[example.kind])
@@ -202,10 +194,7 @@ def equivalent(first: Variant, second: Variant, example: Example) -> bool:
         return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
 
     other = replace(
-        example,
-        weights={name: anew(weight) for name, weight in example.weights.items()},
-        input=anew(example.input),
-        hx=tuple(anew(h) for h in example.hx),
+        example.with_leaves({name: anew(tensor) for name, tensor in example.leaves.items()}),
         cotangents={name: anew(cotangent) for name, cotangent in example.cotangents.items()},
     )
     shown = first.run(other)
@@ -272,18 +261,16 @@ CELL_PROBES = (
 
 
 def example_of(case: Case, drawn: Draw, gradients: bool = False) -> Example:
-    """The same problem for the catalogue. What a packed batch leaves out is zero in it, as in pad_packed_sequence."""
-    input = drawn.input
+    """The same problem for the catalogue."""
+    input: Input = drawn.input
     if case.is_packed:
-        batch_dim = 0 if case.batch_first else 1
-        packed = pack_padded_sequence(input, torch.tensor(drawn.lengths), case.batch_first, enforce_sorted=False)
-        input, _ = pad_packed_sequence(packed, case.batch_first, total_length=input.size(1 - batch_dim))
+        lengths = torch.tensor(drawn.lengths)
+        input = pack_padded_sequence(drawn.input, lengths, case.batch_first, enforce_sorted=case.form == "packed")
     return Example(
         kind=case.class_name.removesuffix("Cell"),
         weights=drawn.weights,
         input=input,
         hx=drawn.hx,
-        lengths=drawn.lengths if case.is_packed else None,
         batch_first=case.batch_first,
         nonlinearity=drawn.arguments.get("nonlinearity", "tanh"),
         dropout=drawn.arguments.get("dropout", 0.0),
@@ -606,13 +593,9 @@ def _values(observations: Observations) -> dict[str, Tensor]:
 
 def _gradients(observations: Observations, example: Example) -> dict[str, Tensor]:
     """Gradients by name; one that is missing counts as zero, which it is."""
-    leaves = {**example.weights, "input": example.input, **dict(zip(("h_0", "c_0"), example.hx, strict=False))}
-    return {
-        f"grad of {name}": torch.zeros_like(leaf)
-        if (grad := observations.tensors.get(f"grad of {name}")) is None
-        else grad
-        for name, leaf in leaves.items()
-    }
+    named = {name: observations.tensors.get(f"grad of {name}") for name in example.leaves}
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in example.leaves.items()}
+    return {f"grad of {name}": zeros[name] if grad is None else grad for name, grad in named.items()}
 
 
 def diagnose(subject: Subject, seed: int = 0, nonlinearity: str = "tanh") -> Diagnosis:

@@ -7,7 +7,7 @@ offers, each with a verdict. Then the first number that differs, how the error g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,9 @@ from ..grid import cases as grid
 from ..grid.cases import Case
 from ..grid.compare import Difference, Result, judge
 from ..grid.verdict import Verdict
-from ..mutants import variants
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
-from .diagnose import BASE, Diagnosis, Doctor, Finding, Unexplained
+from .diagnose import BASE, Diagnosis, Doctor, Finding
 from .record import Checkup, Row
 from .subjects import Subject, WeightMap
 
@@ -173,67 +172,3 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
             checkup.location = locate.first_difference(case, example, seen, diagnosis.variant, 1e-9)
             checkup.smallest, checkup.script = smallest, shrink.script(smallest, checkup.subject)
             return
-
-
-# Arrays ---------------------------------------------------------------------------------------------------------------
-
-
-def check_arrays(
-    arrays: Mapping[str, Any],
-    kind: str = "LSTM",
-    *,
-    batch_first: bool = False,
-    nonlinearity: str = "tanh",
-    raises: bool = True,
-) -> Checkup:
-    """Check numbers that an implementation in any language has computed.
-
-    arrays  weights by torch.nn's names (`weight_ih_l0`, ...), `input`, the initial states `h_0` and `c_0` if there were
-            any, and what came out: any of `output`, `h_n`, `c_n` (a cell: weights without `_l0`, and `h_1`, `c_1`).
-            `lengths` if the batch was ragged and padded; `output` then padded too.
-    kind    LSTM, GRU, RNN, or a cell's name
-
-    The precision is that of the arrays. Half of the batch rows are searched, the others confirm.
-    """
-    start = time.monotonic()
-    is_cell, kind = kind.endswith("Cell"), kind.removesuffix("Cell")
-    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
-    eps = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
-    lengths = tuple(tensors.pop("lengths").tolist()) if "lengths" in tensors else None
-    tensors = {name: tensor.double() for name, tensor in tensors.items()}
-    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
-    hx = tuple(tensors[name] for name in ("h_0", "c_0") if name in tensors)
-    seen = {name: tensor for name, tensor in tensors.items() if name in ("output", "h_n", "c_n", "h_1", "c_1")}
-    if not seen or not weights or "input" not in tensors:
-        raise ValueError("arrays need weights, input, and at least one of output, h_n, c_n (h_1, c_1)")
-    example = variants.Example(
-        kind, weights, tensors["input"], hx, lengths, batch_first, nonlinearity, training=False, is_cell=is_cell
-    )
-    if lengths is not None and "output" in seen:
-        seen["output"] = variants.packed(seen["output"], lengths, 0 if batch_first else 1)
-    diagnosis = Diagnosis(Subject("the arrays", kind + "Cell" * is_cell, torch.nn.Identity))
-    plain = variants.plain(kind)
-    usual = plain.run(example)
-    found = diagnosing.search(example, seen, ("cell",), plain, (), eps)
-    if found.best is None:
-        levels = ("cell", "stack", "batch")
-        wider = diagnosing.search(example, seen, levels, plain, (), eps, most=1)
-        found = wider if wider.best is not None or wider.distance < found.distance else found
-    if found.best is None:
-        nearest = found.nearest.name if found.nearest and found.distance < found.error else ""
-        also = tuple(variant.name for variant in found.rivals)
-        diagnosis.unexplained.append(Unexplained("the arrays", found.error, nearest, found.distance, also))
-    else:
-        diagnosis.variant = found.best
-        margin = "nothing else fits" if found.runner_up == float("inf") else f"the next is {found.runner_up:.1e} away"
-        for what, where, fix in zip(found.best.parts, found.best.wheres, found.best.fixes, strict=True):
-            diagnosis.findings.append(
-                Finding(what, found.best.system or where, fix, f"reproduced to {found.distance:.0e}; {margin}")
-            )
-    checkup = Checkup("the arrays", kind + "Cell" * is_cell, diagnosis)
-    worst = diagnosing.distance(usual, seen).item()
-    checkup.notes.append(f"largest difference from torch.nn: {worst:.2e}, eps {eps:.1e}")
-    checkup.seconds = time.monotonic() - start
-    if raises and not checkup.same:
-        raise AssertionError(f"\n{checkup}")
-    return checkup

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..grid.cases import Case
 from ..grid.run import Observations, Precision, draw, observe
-from ..mutants.variants import Example, Variant, define, plain
+from ..mutants.definition import Example
+from ..mutants.variants import Variant, define, plain
 
 #: Upper ends of the bins of the histogram, in units in the last place; the last bin is open.
 ULP_BINS = (0, 1, 2, 4, 16, 256, 65536)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Observations, Precision, draw, observe
-from ..mutants.variants import GATES
+from ..mutants.definition import GATES
 
 EXACT = Precision(torch.float64, torch.float64)
 SIMPLER: tuple[dict[str, Any], ...] = (
@@ -111,7 +111,7 @@ def _cut(case: Case, drawn: Draw, **limits: int) -> Draw:
         if name.startswith("weight_hr"):
             weights[name] = weight[:, :h]
             continue
-        weight = weight.unflatten(0, (G, H))[:, :h].flatten(0, 1)
+        weight = weight.unflatten(0, (G, H))[:, :h].flatten(0, 1)  # type: ignore[no-untyped-call]
         if name.startswith("weight_hh"):
             weight = weight[:, :p]
         elif name.startswith("weight_ih"):
@@ -122,7 +122,7 @@ def _cut(case: Case, drawn: Draw, **limits: int) -> Draw:
     input, cotangents = drawn.input[..., :h_in], dict(drawn.cotangents)
     widths = {"output": (D, P, p), "h_n": (1, P, p), "c_n": (1, H, h), "h_1": (1, H, h), "c_1": (1, H, h)}
     cotangents = {
-        name: t.unflatten(-1, (widths[name][0], widths[name][1]))[..., : widths[name][2]].flatten(-2)
+        name: t.unflatten(-1, (widths[name][0], widths[name][1]))[..., : widths[name][2]].flatten(-2)  # type: ignore[no-untyped-call]
         for name, t in cotangents.items()
     }
     hx = tuple(state[..., : (p, h)[k]] for k, state in enumerate(drawn.hx))
@@ -166,58 +166,51 @@ def _rounded(drawn: Draw, digits: int) -> Draw:
 def script(smallest: Smallest, subject: str) -> str:
     """A few lines that compute torch.nn's numbers, beside those of the subject."""
     case, drawn, name = smallest.case, smallest.drawn, smallest.tensor
+    hx = [_literal(state) for state in drawn.hx]
+    lines = _set_up(case, drawn)
+    if hx:
+        lines.append(f"hx = ({', '.join(hx)})" if len(hx) > 1 else f"hx = {hx[0]}")
+    tensors = {"input": "input", "h_0": "hx[0]" if len(hx) > 1 else "hx", "c_0": "hx[1]"}
+    leaf = name.removeprefix("grad of ") if name.startswith("grad of ") else ""
+    if leaf in tensors:
+        lines.append(f"{tensors[leaf]}.requires_grad_()")
+    of_cells, of_layers = ("h_1, c_1", "output, (h_n, c_n)") if case.is_lstm else ("h_1", "output, h_n")
+    results = of_cells if case.is_cell else of_layers
+    lines.append(f"{results} = rnn(input, hx)" if hx else f"{results} = rnn(input)")
+    rows = {"output": "output.data"} if case.is_packed else {}
+    shown = rows.get(name, name)
+    if leaf:
+        lines.append(f"({' + '.join(f'{rows.get(one, one)}.sum()' for one in drawn.cotangents)}).backward()")
+        shown = f"{tensors.get(leaf, f'rnn.{leaf}')}.grad"
+    lines.append(f"print({shown})  # torch.nn")
+    lines.append(f"print({_literal(smallest.ours.tensors.get(name))})  # {subject}")
+    return "\n".join(lines) + "\n"
+
+
+def _set_up(case: Case, drawn: Draw) -> list[str]:
+    """The lines that make the module and its input."""
     defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-    sizes = [str(drawn.arguments["input_size"]), str(drawn.arguments["hidden_size"])]
-    options = {
-        key: value
-        for key, value in drawn.arguments.items()
-        if key not in ("input_size", "hidden_size") and defaults.get(key, "tanh") != value
-    }
-    arguments = ", ".join(sizes + [f"{key}={value!r}" for key, value in options.items()])
-    packed = case.form.startswith("packed")
+    arguments = [str(drawn.arguments["input_size"]), str(drawn.arguments["hidden_size"])]
+    for key, value in drawn.arguments.items():
+        if key not in ("input_size", "hidden_size") and defaults.get(key, "tanh") != value:
+            arguments.append(f"{key}={value!r}")
     lines = [
         "import torch",
         "from torch import nn, tensor",
         "",
         "torch.set_default_dtype(torch.float64)",
-        f"rnn = nn.{case.class_name}({arguments})" + (".eval()" if case.dropout == "dropout_eval" else ""),
+        f"rnn = nn.{case.class_name}({', '.join(arguments)})" + ".eval()" * (case.dropout == "dropout_eval"),
         "rnn.load_state_dict({",
         *(f"    {key!r}: {_literal(weight)}," for key, weight in drawn.weights.items()),
         "})",
         f"input = {_literal(drawn.input)}",
-        *[f"torch.manual_seed({drawn.seed})"] * bool(case.dropout),
     ]
-    if packed:
+    if case.dropout:
+        lines.append(f"torch.manual_seed({drawn.seed})")
+    if case.is_packed:
         sort = ", enforce_sorted=False" * (case.form == "packed_unsorted") + ", batch_first=True" * case.batch_first
         lines.append(f"input = nn.utils.rnn.pack_padded_sequence(input, {list(drawn.lengths)}{sort})")
-    hx = [_literal(state) for state in drawn.hx]
-    gradient = name.startswith("grad of ")
-    leaf = name.removeprefix("grad of ")
-    if hx:
-        lines.append(f"hx = ({', '.join(hx)})" if len(hx) > 1 else f"hx = {hx[0]}")
-    if gradient and leaf == "input":
-        lines.append("input.requires_grad_()")
-    if gradient and leaf in ("h_0", "c_0"):
-        state = "hx" if len(hx) == 1 else f"hx[{('h_0', 'c_0').index(leaf)}]"
-        lines.append(f"{state}.requires_grad_()")
-    call = "rnn(input, hx)" if hx else "rnn(input)"
-    lstm = case.class_name.startswith("LSTM")
-    results = {"output": "output", "h_n": "h_n", "c_n": "c_n"} if not case.is_cell else {"h_1": "h_1", "c_1": "c_1"}
-    if case.is_cell:
-        lines.append(f"h_1, c_1 = {call}" if lstm else f"h_1 = {call}")
-    else:
-        lines.append(f"output, (h_n, c_n) = {call}" if lstm else f"output, h_n = {call}")
-    shown = results.get(name, name) + (".data" if packed and name == "output" else "")
-    if gradient:
-        wanted = [results[n] + (".data" if packed and n == "output" else "") for n in drawn.cotangents]
-        lines.append(f"({' + '.join(f'{one}.sum()' for one in wanted)}).backward()")
-        source = {"input": "input", "h_0": "hx[0]" if len(hx) > 1 else "hx", "c_0": "hx[1]"}
-        shown = f"{source.get(leaf, f'rnn.{leaf}')}.grad"
-    lines += [
-        f"print({shown})  # torch.nn",
-        f"print({_literal(smallest.ours.tensors.get(name))})  # {subject}",
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _literal(tensor: Tensor | None) -> str:

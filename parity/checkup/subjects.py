@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..mutants.variants import GATES
+from ..mutants.definition import GATES
 
 WeightMap = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEFAULTS = {

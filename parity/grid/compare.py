@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,7 +170,7 @@ def allowance(own: float, eps: float, depth: int, exact: bool = True) -> float:
 
     In float64 about 1e-14 is allowed and in float32 5e-6, so a gradient that is 0.1 % off is found in both.
     """
-    return min((2 if exact else 3) * own + 2 * eps * depth**0.5, eps**0.25)
+    return min((2 if exact else 3) * own + 2 * eps * math.sqrt(depth), math.pow(eps, 0.25))
 
 
 def relative_error(tensor: Tensor, true: Tensor) -> float:

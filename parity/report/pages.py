@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.resources
 import itertools
 import json
 import math
@@ -109,40 +110,7 @@ def as_markdown(checkup: Checkup) -> str:
 
 # HTML -----------------------------------------------------------------------------------------------------------------
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --fg: light-dark(#1c2128, #e6e8eb); }
-body {
-  font: 15px/1.5 system-ui, sans-serif; color: var(--fg); max-width: 62rem; margin: 2.5rem auto;
-  padding: 0 1.2rem; }
-h1 { font-size: 1.45rem; line-height: 1.3; margin: 0 0 .3rem; }
-h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-.badge { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; color: #fff; font-size: .85rem; }
-.finding {
-  border-left: 4px solid #c93c37; background: var(--soft); padding: .6rem 1rem; margin: .7rem 0;
-  border-radius: 0 6px 6px 0; }
-.finding b { font-size: 1.05rem; }
-.muted { opacity: .7; font-size: .88rem; }
-pre {
-  background: var(--soft); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; font-size: .84rem;
-  line-height: 1.45; }
-table { border-collapse: collapse; font-size: .8rem; }
-td, th { padding: .18rem .4rem; }
-.map { overflow-x: auto; }
-.map th { font-weight: 400; text-align: right; white-space: nowrap; }
-.map th.top { vertical-align: bottom; }
-.map th.top span { writing-mode: vertical-rl; transform: rotate(180deg); }
-.map td { width: 1.5rem; height: 1.5rem; padding: 0; }
-.map td { border: 1px solid var(--line); text-align: center; color: #fff; font-size: .68rem; }
-.key span { margin-right: 1rem; }
-.key i {
-  display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .3rem;
-  vertical-align: -1px; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--fg); }
-button { font: inherit; font-size: .85rem; padding: .15rem .7rem; }
-.charts { display: flex; flex-wrap: wrap; gap: 2rem; }
-figure { margin: 0; max-width: 420px; }
-figcaption { font-size: .85rem; margin-bottom: .3rem; }
-"""
+STYLE = importlib.resources.files(__package__).joinpath("page.css").read_text()
 
 
 COPY = "navigator.clipboard.writeText(document.getElementById('script').textContent)"

@@ -14,16 +14,21 @@ import pytest
 import torch
 from subjects import correct, gradients, grus, lstms, memory, stacks
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import parity
 from parity import testing
 from parity.__main__ import main
 from parity.checkup import locate, shrink
+from parity.checkup.arrays import check_arrays
 from parity.checkup.diagnose import BASE, Doctor, Probe
-from parity.checkup.examine import check, check_arrays
+from parity.checkup.examine import check
 from parity.checkup.subjects import adapt
 from parity.grid.verdict import Verdict
-from parity.mutants.variants import CATALOGUE, Example, Order, Variant
+from parity.mutants.catalogue import CATALOGUE
+from parity.mutants.definition import Example
+from parity.mutants.orders import Order
+from parity.mutants.variants import Variant
 from parity.report import pages
 
 
@@ -317,7 +322,10 @@ def test_arrays_that_nothing_explains():
 def problem_of(arrays: dict[str, np.ndarray], lengths: tuple[int, ...] | None = None) -> Example:
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
-    return Example("LSTM", weights, tensors["input"], (tensors["h_0"], tensors["c_0"]), lengths)
+    input = tensors["input"]
+    if lengths is not None:
+        input = pack_padded_sequence(input, list(lengths), enforce_sorted=False)
+    return Example("LSTM", weights, input, (tensors["h_0"], tensors["c_0"]))
 
 
 def named(name: str) -> Variant:
