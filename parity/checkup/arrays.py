@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..mutants.definition import Example, Input
 from ..mutants.variants import plain
-from .diagnose import Diagnosis, Finding, Search, Unexplained, distance, search
+from .diagnose import Diagnosis, Finding, Unexplained
 from .record import Checkup
+from .search import Search, distance, search
 from .subjects import Subject
 
 

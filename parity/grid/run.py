@@ -113,28 +113,11 @@ def draw(case: Case, seed: int) -> Draw:
     def value(*shape: int) -> Tensor:
         return randn(*shape).abs() if firm else randn(*shape)
 
-    input_size, hidden_size, proj_size, batch, lengths = WIDE if case.special == "wide" else SIZES[case.seed(seed) % 3]
-    if case.special in ("one_step", "long", "empty_batch"):
-        steps = {"one_step": 1, "long": 40, "empty_batch": 5}[case.special]
-        lengths = tuple(min(steps, 7 * length) for length in lengths)
-    if case.special == "empty_batch":
-        batch, lengths = 0, lengths[:1]
-    if case.form == "unbatched":
-        batch, lengths = 1, (max(lengths),)
-    if case.form == "packed":
-        lengths = tuple(sorted(lengths, reverse=True))
+    input_size, hidden_size, proj_size, batch, lengths = _sizes(case, seed)
     out_size = proj_size if case.kind == "LSTM-proj" else hidden_size
     gates = {"RNN": 1, "LSTM": 4, "GRU": 3}[case.class_name.removesuffix("Cell")]
     directions = 2 if case.bidirectional else 1
-
-    arguments: dict[str, Any] = {"input_size": input_size, "hidden_size": hidden_size, "bias": case.bias}
-    if case.class_name.startswith("RNN"):
-        arguments["nonlinearity"] = case.kind.split("-")[1]
-    if not case.is_cell:
-        arguments |= {"num_layers": case.layers, "batch_first": case.batch_first}
-        arguments |= {"bidirectional": case.bidirectional, "dropout": 0.4 if case.dropout else 0.0}
-    if case.kind == "LSTM-proj":
-        arguments["proj_size"] = proj_size
+    arguments = _constructor(case, input_size, hidden_size, proj_size)
 
     weights = {}
     for layer in range(case.layers):
@@ -170,6 +153,33 @@ def draw(case: Case, seed: int) -> Draw:
     wanted = [only] if only else [name for name in outputs if name in names or name == "output"]
     cotangents = {name: outputs[name] for name in wanted}
     return Draw(arguments, weights, input, hx, lengths, cotangents, seed=case.seed(seed) & 0x7FFFFFFF)
+
+
+def _sizes(case: Case, seed: int) -> Sizes:
+    input_size, hidden_size, proj_size, batch, lengths = WIDE if case.special == "wide" else SIZES[case.seed(seed) % 3]
+    if case.special in ("one_step", "long", "empty_batch"):
+        steps = {"one_step": 1, "long": 40, "empty_batch": 5}[case.special]
+        lengths = tuple(min(steps, 7 * length) for length in lengths)
+    if case.special == "empty_batch":
+        batch, lengths = 0, lengths[:1]
+    if case.form == "unbatched":
+        batch, lengths = 1, (max(lengths),)
+    if case.form == "packed":
+        lengths = tuple(sorted(lengths, reverse=True))
+    return input_size, hidden_size, proj_size, batch, lengths
+
+
+def _constructor(case: Case, input_size: int, hidden_size: int, proj_size: int) -> dict[str, Any]:
+    """The arguments of a case's constructor."""
+    arguments: dict[str, Any] = {"input_size": input_size, "hidden_size": hidden_size, "bias": case.bias}
+    if case.class_name.startswith("RNN"):
+        arguments["nonlinearity"] = case.kind.split("-")[1]
+    if not case.is_cell:
+        arguments |= {"num_layers": case.layers, "batch_first": case.batch_first}
+        arguments |= {"bidirectional": case.bidirectional, "dropout": 0.4 if case.dropout else 0.0}
+    if case.kind == "LSTM-proj":
+        arguments["proj_size"] = proj_size
+    return arguments
 
 
 def build(namespace: Any, case: Case, drawn: Draw, precision: Precision) -> torch.nn.Module:

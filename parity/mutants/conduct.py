@@ -96,6 +96,8 @@ class Spent(torch.autograd.Function):
 @conduct("the backward overwrites the input", "memory", EVERYWHERE)
 class OverwritesInBackward(Planted):
     def run(self, input: Any, hx: Any = None) -> Any:
+        if not numbers(input).requires_grad:
+            return super().run(input, hx)
         spent = Spent.apply(numbers(input))  # type: ignore[no-untyped-call]
         return super().run(input._replace(data=spent) if isinstance(input, PackedSequence) else spent, hx)
 

@@ -134,8 +134,7 @@ SPOILED = (
         "grid.run.build",
         ("each keeps its own initial weights", "parameter.copy_(precision.cast(drawn.weights[name]))", "pass", PLAIN),
         ("never in training", 'module.train(case.dropout != "dropout_eval")', "module.eval()", "dropout twice"),
-        ("always in training", 'module.train(case.dropout != "dropout_eval")', "module.train()",
-         "dropout in eval mode"),
+        ("always in training", 'module.train(case.dropout != "dropout_eval")', "module.train()", PLAIN),
     ),
     *_in(
         "grid.run.draw",
@@ -152,6 +151,9 @@ SPOILED = (
          "cotangents.items()}"), "gradient through h_n lost"),
         ("a loss that is a sum", DRAWN, DRAWN.replace("cotangents", "{n: c * 0 + 1 for n, c in cotangents.items()}"),
          "a backward for losses that are a sum", "GRUCell"),
+    ),
+    *_in(
+        "grid.run._sizes",
         ("sequences of one step", LENGTHS, f"lengths = (1,) * len(lengths)\n    {LENGTHS}",
          "backpropagation through the last 3 steps only"),
         ("sequences of equal length", LENGTHS, f"lengths = (max(lengths),) * len(lengths)\n    {LENGTHS}",

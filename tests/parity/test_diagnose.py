@@ -7,7 +7,8 @@ import torch
 from subjects import correct, gradients, grus, lstms, memory, stacks, unknown
 from torch import nn
 
-from parity.checkup.diagnose import diagnose, distance, equivalent, search
+from parity.checkup.diagnose import diagnose
+from parity.checkup.search import distance, equivalent, search
 from parity.checkup.subjects import adapt, infer
 from parity.mutants.catalogue import CATALOGUE
 from parity.mutants.definition import Example

@@ -7,14 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity.bench import speed
-from rnnkit import readable
+from parity.grid.subject import load
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", speed.KINDS, ids=lambda kind: kind.name)
 def test_multiplications_are_those_of_the_readable_path(kind, training):
     size = L, N, H_in, H = 5, 3, 7, 8
-    module, x = kind.build(readable, H_in, H), torch.randn(L, N, H_in)
+    module, x = kind.build(load("rnnkit", {"path": "readable"}), H_in, H), torch.randn(L, N, H_in)
     with FlopCounterMode(display=False) as counter:
         (speed.training if training else speed.inference)(module, x)()
     # The first state is zero and asks for no gradient: a product less for each layer and direction on the way back.
