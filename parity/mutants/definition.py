@@ -48,7 +48,7 @@ class Example:
 
     @property
     def slots(self) -> list[str]:
-        """The suffixes of layers and directions: `_l0`, `_l0_reverse`, ...; a cell has one, which is empty."""
+        """Name layers and directions by their suffixes: `_l0`, `_l0_reverse`, ...; a cell has one, which is empty."""
         return [name.removeprefix("weight_ih") for name in self.weights if name.startswith("weight_ih")]
 
     @property
@@ -57,7 +57,7 @@ class Example:
 
     @property
     def rows(self) -> Tensor:
-        """The input's numbers."""
+        """Return the input's numbers."""
         return self.input.data if isinstance(self.input, PackedSequence) else self.input
 
     @property
@@ -66,11 +66,11 @@ class Example:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """Everything that has a gradient, by name."""
+        """Return everything that has a gradient, by name."""
         return {**self.weights, "input": self.rows, **dict(zip(("h_0", "c_0"), self.hx, strict=False))}
 
     def with_leaves(self, leaves: dict[str, Tensor]) -> Example:
-        """The same problem on other numbers."""
+        """Pose the same problem on other numbers."""
         weights, hx = (
             {name: leaves[name] for name in self.weights},
             tuple(leaves[n] for n in ("h_0", "c_0") if n in leaves),
@@ -93,33 +93,34 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def picked(h: Tensor, rows: Tensor | None) -> Tensor:
-    """These rows of the batch (..., N, H), in this order; None means all of them as they are."""
+    """Pick rows of the batch (..., N, H), in this order; None picks all of them as they are."""
     return h if rows is None else h[..., rows, :]
 
 
 def inverse(order: Tensor | None) -> Tensor | None:
+    """Return the permutation that undoes `order`."""
     return None if order is None else torch.argsort(order)
 
 
 def followed(new: Tensor, old: Tensor) -> Tensor:
-    """`new` for the first rows of the batch, `old` for those behind them, whose sequences have ended or not begun."""
+    """Join the new state of the first rows of a batch and the old one of the rest, which have ended or not begun."""
     rest = old[..., new.size(-2) :, :]
     return torch.cat([new, rest.to(new.dtype).expand(*new.shape[:-2], -1, -1)], -2) if rest.size(-2) else new
 
 
 def one_by_one(outputs: list[Tensor]) -> Tensor:
-    """The rows of each step behind those of the step before. What is of before the first step has no orders yet."""
+    """Put the rows of each step behind those of the step before. Those of before the first step have no orders yet."""
     lead = max((output.shape[:-2] for output in outputs), key=len)
     return torch.cat([output.expand(*lead, -1, -1) for output in outputs], -2)
 
 
 def padded(rows: Tensor, N: int) -> Tensor:
-    """The rows of one step (..., n, H) as a whole batch, zeros for the sequences that have no such step."""
+    """Fill up the rows of one step (..., n, H) to a batch of N, with zeros for sequences that have no such step."""
     return F.pad(rows, (0, 0, 0, N - rows.size(-2)))
 
 
 def stacked(tensors: Iterable[Tensor]) -> Tensor:
-    """(..., N, H) each -> (..., K, N, H); what doesn't depend on the order of the gates has no such dimension yet."""
+    """Stack K tensors (..., N, H) to (..., K, N, H); what doesn't depend on the order has no such dimension yet."""
     return torch.stack(torch.broadcast_tensors(*tensors), -3)  # type: ignore[no-untyped-call]
 
 
@@ -177,11 +178,13 @@ class Definition:
     at: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def via(self, name: str, tensor: Tensor) -> Tensor:
+        """Do to the tensor of this name what `at` says."""
         return self.at[name](tensor) if name in self.at else tensor
 
     # One step. igates (..., N, G*H)
 
     def step(self, example: Example, igates: Tensor, state: State, w: Weights) -> State:
+        """Compute the next state."""
         h, *rest = self.after(getattr(self, example.kind.lower())(example, igates, state, w), state)
         return (h if w.w_hr is None else self.project(h, w.w_hr), *rest)
 
@@ -214,7 +217,7 @@ class Definition:
     def run_direction(
         self, example: Example, x: Tensor, sizes: list[int], initial: State, w: Weights, reverse: bool
     ) -> Any:
-        """x (..., S, H_in) -> output (..., S, H_out) and the state after the last step."""
+        """Run a direction: x (..., S, H_in) -> output (..., S, H_out) and the state after the last step."""
         products = self.linear(self.via("x", x), w.w_ih, w.b_ih)
         igates: tuple[Tensor, ...] = products.split(sizes, -2)  # type: ignore[no-untyped-call]
         backwards = reverse and self.reversed
@@ -274,7 +277,7 @@ class Definition:
     # In and out
 
     def run(self, example: Example, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """What an implementation by this definition shows: output, h_n, c_n by name (a cell's h_1, c_1).
+        """Show what an implementation by this definition shows: output, h_n, c_n by name (a cell's h_1, c_1).
 
         rows, if given, are the rows of each weight as they are read: (G*H,), or (orders, G*H) for several at once.
         Where `example` has cotangents, gradients are shown too, as `grad of NAME`; `rows` then has no orders.
@@ -295,7 +298,7 @@ class Definition:
         return results
 
     def forward(self, example: Example, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """The same without gradients of its own; a packed output is its rows."""
+        """Compute output, h_n, c_n by name, within the caller's graph; a packed output is its rows."""
         x, sizes = self.into_rows(example)
         alive = None
         if isinstance(example.input, PackedSequence) and not self.ragged:  # finished sequences go on, over zeros
@@ -310,6 +313,7 @@ class Definition:
         return example.batch_first if self.batch_first == "as asked" else self.batch_first == "always"
 
     def into_rows(self, example: Example) -> tuple[Tensor, list[int]]:
+        """Order the input by time: rows (S, H_in) and how many of them each step has."""
         if isinstance(example.input, PackedSequence):
             return example.input.data, example.input.batch_sizes.tolist()
         x = example.input
@@ -321,7 +325,7 @@ class Definition:
         return x.flatten(0, 1), [x.size(1)] * x.size(0)
 
     def initial(self, example: Example, x: Tensor, N: int, weights: list[Weights]) -> list[State]:
-        """A state (N, H) for each slot, the batch in the order of the rows."""
+        """Make the initial state (N, H) of each slot, the batch in the order of the rows."""
         order = example.input.sorted_indices if isinstance(example.input, PackedSequence) else None
         if example.hx:
             hx = tuple(h.unsqueeze(0) for h in example.hx) if example.is_cell else example.hx
@@ -357,7 +361,7 @@ class Definition:
         return {"output": output, **states}
 
     def weights(self, example: Example, slot: str, rows: Tensor | None) -> Weights:
-        """The weights of one layer and direction as this definition uses them."""
+        """Read the weights of one layer and direction as this definition uses them."""
         gates = len(GATES[example.kind])
         w_ih = self.w_ih(example.weights["weight_ih" + slot], gates)
         w_hh = self.w_hh(example.weights["weight_hh" + slot], gates)

@@ -1,6 +1,7 @@
 """Parity's house: who may import whom, and that nothing in it knows the package that it judges."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,5 @@ def test_no_two_files_of_a_folder_import_each_other(folder):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_parity_imports_torch_and_the_standard_library_alone(file):
-    import sys
-
     outside = {module.split(".")[0] for level, module, _ in imported(file) if not level}
     assert outside <= {"torch", "numpy", "onnxruntime", *sys.stdlib_module_names}  # numpy for .npz files alone
