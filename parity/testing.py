@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from .checkup import Checkup, check
-from .subjects import WeightMap
+from .checkup.examine import check
+from .checkup.record import Checkup
+from .checkup.subjects import WeightMap
 
 
 class ParityTests:
@@ -37,4 +38,4 @@ class ParityTests:
 
     def test_every_case_that_is_offered_agrees(self) -> None:
         checkup = self.checkup()
-        assert all(row.outcome.passes for row in checkup.rows), f"\n{checkup}"
+        assert all(row.verdict.passes for row in checkup.rows), f"\n{checkup}"

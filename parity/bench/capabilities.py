@@ -1,0 +1,811 @@
+"""What PyTorch can do with a recurrent module, one check for each capability.
+
+A check passes where every number agrees with a float64 loop over the steps (`Planted`), and every derivative with
+plain reverse-mode differentiation of that loop; no transform is compared with itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib.util
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
+
+from ..grid.cases import CLASSES
+from ..grid.subject import Settings, load
+from ..mutants.module import Planted, implementation
+
+LOOP = implementation(Planted)
+H_IN, H, N, L = 3, 4, 2, 5
+functional: Any = torch.autograd.functional  # has no annotations
+#: The configurations that a cell of the table stands for.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "RNN": [{}, {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu"}],
+    "LSTM": [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2, "bias": False}],
+    "GRU": [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}],
+    "RNNCell": [{}, {"bias": False, "nonlinearity": "relu"}],
+    "LSTMCell": [{}, {"bias": False}],
+    "GRUCell": [{}, {"bias": False}],
+}
+
+
+class WrongError(AssertionError):
+    """The code ran, and its numbers are not those of the loop."""
+
+
+def close(actual: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """Raise WrongError unless the tensors of both agree."""
+    actual, expected = tree_leaves(actual), tree_leaves(expected)
+    if len(actual) != len(expected):
+        raise WrongError(f"{len(actual)} results for {len(expected)}")
+    for found, wanted in zip(actual, expected, strict=True):
+        if found is None or wanted is None:
+            if found is not wanted:
+                raise WrongError(f"{found} for {wanted}")
+            continue
+        if found.shape != wanted.shape:
+            raise WrongError(f"shape {tuple(found.shape)} for {tuple(wanted.shape)}")
+        if not torch.allclose(found.detach().double(), wanted.detach().double(), rtol, atol):
+            raise WrongError(f"off by {(found.detach().double() - wanted.detach().double()).abs().max():.1e}")
+
+
+class Bench:
+    """A module of one class in one configuration, and the float64 loop with the same weights."""
+
+    def __init__(self, library: Any, name: str, options: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        self.library, self.name, self.options, self.dtype = library, name, options, dtype
+        self.loop = getattr(LOOP, name)(H_IN, H, **options).double()
+        self.module = self.make()
+        self.module.load_state_dict(self.loop.state_dict())
+        self.is_cell = name.endswith("Cell")
+        self.batch_first = options.get("batch_first", False)
+
+    def make(self, **more: Any) -> Any:
+        return getattr(self.library, self.name)(H_IN, H, **self.options | more, dtype=self.dtype)
+
+    def variant(self, dtype: torch.dtype | None = None, **more: Any) -> Bench:
+        return Bench(self.library, self.name, self.options | more, dtype or self.dtype)
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.module.named_parameters()}
+
+    def input(self, *lead: int, steps: int = L, rows: int = N) -> Tensor:
+        shape = (rows,) if self.is_cell else (rows, steps) if self.batch_first else (steps, rows)
+        return torch.randn(*lead, *shape, H_IN, dtype=self.dtype)
+
+    def state(self, *lead: int, rows: int = N) -> Any:
+        slots = () if self.is_cell else (self.loop.num_layers * (2 if self.loop.bidirectional else 1),)
+        sizes = [self.options.get("proj_size", H)] + [H] * self.name.startswith("LSTM")
+        states = tuple(torch.randn(*lead, *slots, rows, size, dtype=self.dtype) for size in sizes)
+        return states if len(states) > 1 else states[0]
+
+    def run(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Every tensor that the module returns: output and h_n, or h of a cell, and c where there is one."""
+        result = self.module(x, hx) if params is None else torch.func.functional_call(self.module, params, (x, hx))
+        return tuple(flat(result))
+
+    def truth(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The same of the loop, in float64."""
+        x = PackedSequence(x.data.double(), *x[1:]) if isinstance(x, PackedSequence) else x.double()
+        hx = hx if hx is None else hx.double() if isinstance(hx, Tensor) else tuple(h.double() for h in hx)
+        forward = Forward(self.loop)
+        if params is None:
+            return tuple(flat(forward(x, hx)))
+        named = {f"loop.{name}": value.double() for name, value in params.items()}
+        return tuple(flat(torch.func.functional_call(forward, named, (x, hx))))
+
+    def loss(self, *args: Any) -> Tensor:
+        return scalar(self.run(*args))
+
+    def true_loss(self, *args: Any) -> Tensor:
+        return scalar(self.truth(*args))
+
+    def true_grads(self, x: Tensor, hx: Any = None, params: dict[str, Tensor] | None = None) -> list[Tensor]:
+        """The loop's gradients of the input and of each parameter, by plain reverse mode."""
+        x = x.detach().double().requires_grad_()
+        params = {k: v.detach().double().requires_grad_() for k, v in (params or self.params).items()}
+        return list(torch.autograd.grad(self.true_loss(x, hx, params), [x, *params.values()]))
+
+    def grads(self, run: Callable[..., Any], x: Tensor, *args: Any) -> list[Tensor]:
+        """The gradients of the input and of each parameter of `run`."""
+        x = x.detach().requires_grad_()
+        return list(torch.autograd.grad(scalar(flat(run(x, *args))), [x, *self.module.parameters()]))
+
+
+class Forward(nn.Module):
+    """The loop without its question to torch.nn, which functional_call would not reach."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def forward(self, x: Any, hx: Any) -> Any:
+        loop: Any = self.loop
+        return loop.run(x, hx)
+
+
+def flat(result: Any) -> list[Tensor]:
+    """The tensors of a result, of a PackedSequence only its rows."""
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    return [t for part in result for t in flat(part)] if isinstance(result, (tuple, list)) else [result]
+
+
+def scalar(outputs: Sequence[Tensor]) -> Tensor:
+    """A loss that no output is missing from, each with a weight of its own."""
+    return sum(((k + 1) * (out * out).sum() + out.sum() for k, out in enumerate(outputs)), torch.zeros(()))
+
+
+def each(benchmark: Callable[[Any], Any], *batched: Any) -> tuple[Tensor, ...]:
+    """What vmap should give: the calls one by one, stacked."""
+    calls = []
+    for k in range(len(tree_leaves(batched)[0])):
+        calls.append(benchmark(*(torch.utils._pytree.tree_map(lambda t, k=k: t[k], b) for b in batched)))
+    return tuple(map(torch.stack, zip(*calls, strict=True)))
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One row of the table. The check raises where the capability is lacking, and may return a remark."""
+
+    name: str
+    group: str
+    check: Callable[[Bench], str | None]
+    cells: bool = True
+    slow: bool = False
+    needs: str = ""  # a package, without which the row is skipped
+    apart: bool = False  # run in two processes, all classes at once
+
+
+CAPABILITIES: list[Capability] = []
+
+
+def capability(name: str, group: str, **options: Any) -> Callable[[Any], Any]:
+    def register(check: Callable[[Bench], str | None]) -> Callable[[Bench], str | None]:
+        CAPABILITIES.append(Capability(name, group, check, **options))
+        return check
+
+    return register
+
+
+# Autograd -----------------------------------------------------------------------------------------------------------
+
+
+@capability("backward", "autograd")
+def _(b: Bench) -> None:
+    x, hx = b.input(), b.state()
+    close(b.run(x, hx), b.truth(x, hx))
+    close(b.grads(b.run, x, hx), b.true_grads(x, hx))
+
+
+@capability("backward in eval mode", "autograd")
+def _(b: Bench) -> None:
+    b.module.eval()
+    x = b.input()
+    close(b.grads(b.run, x), b.true_grads(x))
+
+
+@capability("double backward", "autograd")
+def _(b: Bench) -> None:
+    def second(run: Any, x: Tensor) -> Any:
+        x = x.requires_grad_()
+        (first,) = torch.autograd.grad(scalar(run(x)), x, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), x)
+
+    x = b.input()
+    close(second(b.run, x.clone()), second(b.truth, x.double()))
+
+
+@capability("gradcheck, gradgradcheck", "autograd")
+def _(b: Bench) -> None:
+    b = b.variant(torch.float64)
+    x, hx = b.input(steps=3).requires_grad_(), b.state()
+    close(b.grads(b.run, x, hx), b.true_grads(x, hx))  # gradcheck itself compares a module with itself
+    names, values = zip(*b.params.items(), strict=True)
+    values = tuple(value.requires_grad_() for value in values)
+
+    def run(x: Tensor, *values: Tensor) -> Any:
+        return b.run(x, hx, dict(zip(names, values, strict=True)))
+
+    torch.autograd.gradcheck(run, (x, *values))
+    torch.autograd.gradgradcheck(run, (x, *values), fast_mode=True)
+
+
+@capability("jvp (forward mode)", "autograd")
+def _(b: Bench) -> None:
+    x, v = b.input(), b.input()
+    expected = functional.jvp(b.truth, x.double(), v.double())[1]  # by double backward
+    close(torch.func.jvp(b.run, (x,), (v,))[1], expected)
+
+
+@capability("jacfwd", "autograd")
+def _(b: Bench) -> None:
+    x = b.input()
+    close(torch.func.jacfwd(b.run)(x), functional.jacobian(b.truth, x.double()))
+
+
+@capability("linearize", "autograd")
+def _(b: Bench) -> None:
+    x, v = b.input(), b.input()
+    expected = functional.jvp(b.truth, x.double(), v.double())[1]
+    close(torch.func.linearize(b.run, x)[1](v), expected)
+
+
+@capability("hessian, forward over reverse", "autograd")
+def _(b: Bench) -> None:
+    x = b.input(steps=3)
+    close(torch.func.hessian(b.loss)(x), functional.hessian(b.true_loss, x.double()))
+
+
+@capability("torch.autograd.functional", "autograd")
+def _(b: Bench) -> None:
+    x, v = b.input(steps=3), b.input(steps=3)
+    close(functional.hessian(b.loss, x), functional.hessian(b.true_loss, x.double()))
+    close(
+        functional.vhp(b.loss, x, v)[1],
+        functional.vhp(b.true_loss, x.double(), v.double())[1],
+    )
+
+
+@capability("batched gradients", "autograd")
+def _(b: Bench) -> None:
+    x = b.input().requires_grad_()
+    y = b.run(x)[0]
+    vectors = torch.randn(3, *y.shape)
+    (found,) = torch.autograd.grad(y, x, vectors, is_grads_batched=True)
+    z = x.detach().double().requires_grad_()
+    expected = [torch.autograd.grad(b.truth(z)[0], z, v.double())[0] for v in vectors]
+    close(found, torch.stack(expected))
+
+
+@capability("saved-tensor hooks", "autograd")
+def _(b: Bench) -> None:
+    x, packed = b.input(), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        return tensor.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        close(b.grads(b.run, x), b.true_grads(x))
+    if not packed:
+        raise WrongError("nothing was packed")
+
+
+@capability("checkpoint", "autograd")
+def _(b: Bench) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x = b.input()
+    close(b.grads(functools.partial(checkpoint, b.run, use_reentrant=False), x), b.true_grads(x))
+
+
+# torch.func ---------------------------------------------------------------------------------------------------------
+
+
+@capability("vmap over inputs", "torch.func")
+def _(b: Bench) -> None:
+    xs = b.input(3)
+    close(torch.vmap(b.run)(xs), each(b.truth, xs))
+    moved = torch.vmap(b.run, in_dims=1, out_dims=2)(xs.movedim(0, 1))
+    close([t.movedim(2, 0) for t in moved], each(b.truth, xs))
+
+
+@capability("vmap over states", "torch.func")
+def _(b: Bench) -> None:
+    x, states = b.input(), b.state(3)
+    close(torch.vmap(b.run, in_dims=(None, 0))(x, states), each(lambda hx: b.truth(x, hx), states))
+
+
+@capability("ensemble: vmap over parameters", "torch.func")
+def _(b: Bench) -> None:
+    params, _ = torch.func.stack_module_state([b.make() for _ in range(3)])
+    params = {name: value.detach() for name, value in params.items()}
+    x = b.input()
+    found = torch.vmap(lambda p: b.run(x, None, p))(params)
+    close(found, each(lambda p: b.truth(x, None, p), params))
+
+
+@capability("per-sample gradients", "torch.func")
+def _(b: Bench) -> None:
+    xs, params = b.input(3), b.params
+    found = torch.vmap(torch.func.grad(lambda p, x: b.loss(x, None, p)), in_dims=(None, 0))(params, xs)
+    for k, x in enumerate(xs):
+        close([grad[k] for grad in found.values()], b.true_grads(x, None, params)[1:])
+
+
+@capability("vmap with dropout, randomness=", "torch.func", cells=False)
+def _(b: Bench) -> None:
+    b = b.variant(num_layers=2, dropout=0.5)
+    xs = b.input().expand(4, *b.input().shape)
+    same = torch.vmap(b.run, randomness="same")(xs)[0]
+    different = torch.vmap(b.run, randomness="different")(xs)[0]
+    close(same, same[:1].expand_as(same), rtol=0, atol=1e-6)
+    if torch.allclose(different[0], different[1]):
+        raise WrongError("one mask for all")
+
+
+@capability("vmap over packed rows", "torch.func", cells=False)
+def _(b: Bench) -> None:
+    rows, sizes = torch.randn(3, 7, H_IN), torch.tensor([3, 2, 2])
+
+    def rewrapped(function: Any) -> Any:
+        return lambda data: function(PackedSequence(data, sizes))
+
+    close(torch.vmap(rewrapped(b.run))(rows), each(rewrapped(b.truth), rows))
+
+
+# torch.compile ------------------------------------------------------------------------------------------------------
+
+
+def counting(graphs: list[Any], backend: str = "aot_eager") -> Callable[..., Any]:
+    """A backend that also writes down each graph that it is given."""
+
+    def compile(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    return compile
+
+
+@contextlib.contextmanager
+def compiled(b: Bench, backend: str = "aot_eager", **options: Any) -> Iterator[tuple[Any, list[Any]]]:
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+    try:
+        yield torch.compile(b.module, backend=counting(graphs, backend), fullgraph=True, **options), graphs
+    finally:
+        torch._dynamo.reset()
+
+
+@capability("inference, fullgraph", "torch.compile")
+def _(b: Bench) -> None:
+    x, hx = b.input(), b.state()
+    with compiled(b) as (module, _), torch.no_grad():
+        close(flat(module(x, hx)), b.truth(x, hx))
+        close(flat(module(x)), b.truth(x))
+
+
+@capability("training, fullgraph", "torch.compile")
+def _(b: Bench) -> None:
+    x, hx = b.input(), b.state()
+    with compiled(b) as (module, _):
+        close(flat(module(x, hx)), b.truth(x, hx))
+        close(b.grads(module, x, hx), b.true_grads(x, hx))
+
+
+@capability("any length and batch, one graph", "torch.compile", cells=False)
+def _(b: Bench) -> None:
+    with compiled(b, dynamic=True) as (module, graphs):
+        made = []
+        for steps, rows in ((5, 6), (7, 2), (100, 8)):  # sizes equal at first the compiler takes to be equal for good
+            x = b.input(steps=steps, rows=rows)
+            close(b.grads(module, x), b.true_grads(x), rtol=1e-3)
+            made.append(len(graphs))
+        if made[-1] > made[0]:
+            raise WrongError(f"graphs made after each length: {made}")
+        if len(graphs[-1].graph.nodes) > 120:
+            raise WrongError(f"a graph of {len(graphs[-1].graph.nodes)} nodes")
+
+
+@capability("dropout", "torch.compile", cells=False)
+def _(b: Bench) -> None:
+    b = b.variant(num_layers=2, dropout=1.0)  # nothing comes through: each upper layer is fed zeros
+    x = b.input()
+    with compiled(b) as (module, _):
+        found = flat(module(x))
+    close(found, b.truth(x))
+
+
+@capability("packed", "torch.compile", cells=False)
+def _(b: Bench) -> None:
+    sizes, indices = torch.tensor([3, 2, 2]), torch.tensor([0, 1, 2])
+    x = torch.randn(7, H_IN)
+    with compiled(b) as (module, _):
+        given = PackedSequence(x, sizes, indices, indices)
+        close(flat(module(given)), b.truth(given))
+
+
+@capability("inductor", "torch.compile", slow=True)
+def _(b: Bench) -> None:
+    x = b.input()
+    with compiled(b, backend="inductor") as (module, _):
+        close(b.grads(module, x), b.true_grads(x))
+
+
+# torch.export -------------------------------------------------------------------------------------------------------
+
+
+def dimensions(b: Bench) -> tuple[Any, ...]:
+    length, batch = torch.export.Dim("L", min=1), torch.export.Dim("N", min=1)
+    x = {0: batch} if b.is_cell else {0: batch, 1: length} if b.batch_first else {0: length, 1: batch}
+    hx: Any = {0 if b.is_cell else 1: batch}
+    return x, (hx, hx) if b.name.startswith("LSTM") else hx
+
+
+def exported(b: Bench, **options: Any) -> Any:
+    torch._dynamo.reset()
+    b.module.eval()
+    return torch.export.export(b.module, (b.input(), b.state()), dynamic_shapes=dimensions(b), **options)
+
+
+def check_program(b: Bench, program: Any) -> None:
+    with torch.no_grad():
+        for steps, rows in ((1, 1), (7, 3), (500, 2)):
+            x, hx = b.input(steps=steps, rows=rows), b.state(rows=rows)
+            close(flat(program(x, hx)), b.truth(x, hx), rtol=1e-3, atol=1e-4)
+
+
+@capability("any length and batch", "torch.export")
+def _(b: Bench) -> None:
+    check_program(b, exported(b).module())
+
+
+@capability("strict", "torch.export")
+def _(b: Bench) -> None:
+    check_program(b, exported(b, strict=True).module())
+
+
+LOAD = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+with torch.no_grad():
+    torch.save([program(*args) for args in torch.load(sys.argv[2])], sys.argv[3])
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+@capability("saved, run without the subject", "torch.export", slow=True)
+def _(b: Bench) -> None:
+    program = exported(b)
+    calls = [(b.input(steps=t, rows=n), b.state(rows=n)) for t, n in ((1, 1), (7, 3), (500, 2))]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder, name)) for name in ("program.pt2", "calls.pt", "results.pt")]
+        torch.export.save(program, paths[0])
+        torch.save(calls, paths[1])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", LOAD, *paths],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        if b.library.__name__.split(".")[0] in set(done.stdout.split()) - {"torch"}:
+            raise WrongError("the artefact imports the subject")
+        for args, result in zip(calls, torch.load(paths[2]), strict=True):
+            close(flat(result), b.truth(*args), rtol=1e-3, atol=1e-4)
+
+
+@capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True)
+def _(b: Bench) -> None:
+    import onnxruntime
+
+    torch._dynamo.reset()
+    b.module.eval()
+    args, shapes = (b.input(), b.state()), dimensions(b)
+    program = torch.onnx.export(b.module, args, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert program is not None
+    file = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(x: Tensor, hx: Any) -> list[Tensor]:
+        values = [tensor.numpy() for tensor in flat((x, hx))]
+        return [torch.from_numpy(y) for y in session.run(None, dict(zip(names, values, strict=True)))]
+
+    check_program(b, run)
+
+
+# No steps at all ----------------------------------------------------------------------------------------------------
+
+
+def check_no_steps(b: Bench, x: Any, rows: int) -> None:
+    """An empty output, and the state handed through with its gradient."""
+    hx = torch.utils._pytree.tree_map(lambda t: t.requires_grad_(), b.state(rows=rows))
+    output, *h_n = b.run(x, hx)
+    if output.numel():
+        raise WrongError("an output of no steps")
+    close(h_n, flat(hx), rtol=0, atol=0)
+    grads = torch.autograd.grad(scalar([output, *h_n]), flat(hx))
+    close(grads, [(k + 2) * 2 * h + 1 for k, h in enumerate(flat(hx))])
+
+
+@capability("length 0", "no steps", cells=False)
+def _(b: Bench) -> None:
+    check_no_steps(b, b.input(steps=0), N)
+    if b.run(b.input(steps=0))[0].size(-1) != b.truth(b.input())[0].size(-1):
+        raise WrongError("the empty output has another width")
+
+
+@capability("packed, rows of length 0", "no steps", cells=False)
+def _(b: Bench) -> None:
+    sizes, order = torch.tensor([2, 1]), torch.tensor([1, 3, 0, 2])  # rows 0 and 2 of four have no step
+    x, hx = torch.randn(3, H_IN), b.state(rows=4)
+    output, *h_n = b.run(PackedSequence(x, sizes, order, order.argsort()), hx)
+    given = [h[:, order] for h in flat(hx)]
+    alive = tuple(h[:, :2] for h in given)
+    expected, *states = b.truth(PackedSequence(x, sizes), alive if len(alive) > 1 else alive[0])
+    close(output, expected)
+    close(h_n, [torch.cat([s, h[:, 2:]], 1)[:, order.argsort()] for s, h in zip(states, given, strict=True)])
+
+
+@capability("packed, all rows of length 0", "no steps", cells=False)
+def _(b: Bench) -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    check_no_steps(b, PackedSequence(torch.zeros(0, H_IN), nothing, torch.arange(3), torch.arange(3)), 3)
+
+
+# Many processes -----------------------------------------------------------------------------------------------------
+
+
+def check_halves(b: Bench, wrap: Callable[[nn.Module], Any], whole: Callable[[Any], Tensor]) -> None:
+    """Each of two processes runs half of the batch: loss and gradients are those of one process with all of it."""
+    import torch.distributed as dist
+
+    x, hx, half = b.input(rows=4), b.state(rows=4), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    mine = x[half] if b.is_cell or b.batch_first else x[:, half]
+    states = tuple(h[half] if b.is_cell else h[:, half] for h in flat(hx))
+    params = b.params
+    model = wrap(b.module)
+    loss = scalar(flat(model(mine, states if len(states) > 1 else states[0])))
+    loss.backward()  # type: ignore[no-untyped-call]
+    dist.all_reduce(total := loss.detach().clone())
+    close(total, b.true_loss(x, hx), rtol=1e-3)
+    found = dict(b.module.named_parameters())
+    grads = [2 * whole(found[name].grad) for name in params]  # what comes back is the mean over the processes
+    close(grads, b.true_grads(x, hx, params)[1:], rtol=1e-3, atol=1e-4)
+
+
+@capability("DistributedDataParallel", "processes", apart=True, slow=True)
+def _(b: Bench) -> None:
+    check_halves(b, nn.parallel.DistributedDataParallel, lambda grad: grad)
+
+
+@capability("FSDP2 fully_shard", "processes", apart=True, slow=True)
+def _(b: Bench) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    check_halves(b, lambda module: fully_shard(module, mesh=mesh), lambda grad: grad.full_tensor())
+
+
+@functools.cache
+def two_processes(library: Any) -> dict[str, dict[str, list[str]]]:
+    """Outcomes by capability and class, of code that ran in two processes joined by gloo."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (library.__name__, getattr(library, "settings", {}), folder)
+        spawn(_process, arguments, nprocs=2)  # type: ignore[no-untyped-call]
+        outcomes: dict[str, dict[str, list[str]]] = json.loads(Path(folder, "outcomes.json").read_text())
+        return outcomes
+
+
+def _process(rank: int, subject: str, settings: Settings, folder: str) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    with quiet():
+        store = f"file://{folder}/store"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    library = load(subject, settings)
+    rows = [replace(row, apart=False) for row in CAPABILITIES if row.apart]
+    found = {row.name: {name: outcome(row, library, name) for name in CLASSES} for row in rows}
+    if rank == 0:
+        Path(folder, "outcomes.json").write_text(json.dumps(found))
+    dist.barrier()  # none leaves while another is still busy
+    os._exit(0)  # at once: taking gloo's threads apart has been seen to hang or abort, about once in thirty times
+
+
+@capability("DataParallel's replicate", "processes")
+def _(b: Bench) -> None:
+    # What torch.nn.parallel.replicate does for each device: a shallow copy, and tensors in place of its parameters.
+    replica = b.module._replicate_for_data_parallel()
+    copies = {name: (value * 1).requires_grad_() for name, value in b.params.items()}
+    for name in b.module._parameters:
+        if name in copies:
+            setattr(replica, name, copies[name])
+        else:
+            replica._parameters[name] = None
+    x = b.input()
+    found = torch.autograd.grad(scalar(flat(replica(x))), list(copies.values()))
+    close(found, b.true_grads(x)[1:])
+
+
+# Surroundings -------------------------------------------------------------------------------------------------------
+
+
+@capability("autocast, bfloat16", "surroundings")
+def _(b: Bench) -> None:
+    x = b.input()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = b.run(x)
+    close(y, b.truth(x), rtol=0.05, atol=0.05)
+    close(torch.autograd.grad(scalar(y).float(), list(b.module.parameters())), b.true_grads(x)[1:], rtol=0.2, atol=0.5)
+
+
+@capability("meta device", "surroundings")
+def _(b: Bench) -> None:
+    x = b.input()
+    found = flat(b.make(device="meta")(x.to("meta")))
+    if any(y.device.type != "meta" for y in found) or [y.shape for y in found] != [y.shape for y in b.truth(x)]:
+        raise WrongError("shapes")
+
+
+@capability("FakeTensorMode", "surroundings")
+def _(b: Bench) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    x = b.input()
+    with FakeTensorMode():
+        found = flat(b.make()(torch.empty(x.shape)))
+    if not all(isinstance(y, FakeTensor) for y in found) or [y.shape for y in found] != [y.shape for y in b.truth(x)]:
+        raise WrongError("shapes")
+
+
+@capability("dispatch mode sees operators", "surroundings")
+def _(b: Bench) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[str] = []
+
+    class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    x = b.input()
+    with Mode():  # type: ignore[no-untyped-call]
+        y = b.run(x)
+    close(y, b.truth(x))
+    if not any("mm" in name or "linear" in name for name in seen):
+        raise WrongError("no product seen")
+
+
+def products(b: Bench, x: Tensor) -> int:
+    """Multiplications and additions of the matrix products, two for each weight of a product and each row of it."""
+    rows = x.numel() // H_IN
+    return sum(2 * rows * p.numel() for name, p in b.module.named_parameters() if "weight" in name)
+
+
+@capability("FlopCounterMode", "surroundings")
+def _(b: Bench) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = b.input()
+    with FlopCounterMode(display=False) as counter:
+        b.run(x)
+    if counter.get_total_flops() != products(b, x):
+        raise WrongError(f"{counter.get_total_flops()} for {products(b, x)}")
+
+
+@capability("profiler, each layer by its name", "surroundings", cells=False)
+def _(b: Bench) -> None:
+    from torch.profiler import profile
+
+    with profile() as profiled:
+        b.run(b.input())
+    names = {event.key for event in profiled.key_averages()}
+    for layer in range(b.module.num_layers):
+        if not any(name.endswith(f"l{layer}") for name in names):
+            raise WrongError(f"layer {layer} has no name")
+
+
+@capability("parametrize", "surroundings")
+def _(b: Bench) -> None:
+    from torch.nn.utils import parametrize
+
+    class Half(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            return w / 2
+
+    name = "weight_hh" if b.is_cell else "weight_hh_l0"
+    params = b.params
+    parametrize.register_parametrization(b.module, name, Half())
+    x = b.input()
+    close(b.run(x), b.truth(x, None, params | {name: params[name] / 2}))
+
+
+@capability("share_memory", "surroundings")
+def _(b: Bench) -> None:
+    b.module.share_memory()
+    x = b.input()
+    if not all(p.is_shared() for p in b.module.parameters()):
+        raise WrongError("not shared")
+    close(b.run(x), b.truth(x))
+
+
+@capability("deterministic algorithms", "surroundings")
+def _(b: Bench) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        x = b.input()
+        close(b.grads(b.run, x), b.true_grads(x))
+        close(b.grads(b.run, x), b.grads(b.run, x), rtol=0, atol=0)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@capability("deepcopy, pickle", "surroundings")
+def _(b: Bench) -> None:
+    import pickle
+
+    x = b.input()
+    close(flat(copy.deepcopy(b.module)(x)), b.truth(x))
+    close(flat(pickle.loads(pickle.dumps(b.module))(x)), b.truth(x))
+
+
+@capability("jit.trace, length of the example", "surroundings")
+def _(b: Bench) -> None:
+    traced = torch.jit.trace(b.module, (b.input(), b.state()))  # type: ignore[no-untyped-call]
+    x, hx = b.input(), b.state()
+    close(flat(traced(x, hx)), b.truth(x, hx))
+
+
+@capability("quantize_dynamic", "surroundings")
+def _(b: Bench) -> str | None:
+    if "bias" in b.options:  # torch.ao takes no module without biases
+        return None
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(b.module))[0]  # type: ignore[no-untyped-call]
+    x = b.input()
+    close(flat(quantized(x)), b.truth(x), rtol=0.1, atol=0.1)
+    return "left as is" if type(quantized) is type(b.module) else None
+
+
+# Outcomes ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, prints and log lines: what a call has to say is its result."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def outcome(row: Capability, library: Any, name: str) -> Sequence[str]:
+    """What became of one cell of the table, in a word, and the message of what went wrong."""
+    if name.endswith("Cell") and not row.cells:
+        return "-", ""
+    if row.needs and importlib.util.find_spec(row.needs) is None:
+        return "skipped", f"{row.needs} is not installed"
+    if row.apart:
+        return two_processes(library)[row.name][name]
+    remark = None
+    for options in OPTIONS[name][-1 if row.slow else 0 :]:  # of the slow ones the harder configuration will do
+        try:
+            with quiet():
+                remark = row.check(Bench(library, name, options)) or remark
+        except WrongError as error:
+            return "wrong", f"{options}: {error}"
+        except Exception as error:
+            return type(error).__name__, f"{options}: {error}"
+    return remark or "works", ""

@@ -1,0 +1,1 @@
+"""The checkup: is anybody's module torch.nn's, and if not, why?"""

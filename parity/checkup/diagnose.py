@@ -1,0 +1,476 @@
+"""Why does the subject differ from torch.nn? Search the catalogue for a definition that computes what it computes.
+
+A probe is a configuration with numbers drawn for it. What the subject shows there is compared with torch.nn's
+definition; where they differ, the variants of the probe's levels are run on the same numbers, one deviation, then two.
+A variant is accepted if
+
+- it reproduces the subject within rounding,
+- every variant that means something else is a hundred times farther away than rounding explains,
+- it reproduces the subject again on numbers drawn anew.
+
+Variants that agree on a generic problem are one and the same; the simplest gives the name. What has been found on one
+probe is taken for granted on the next, so that a mistake in a gate is not reported again for every layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from ..grid.cases import Case
+from ..grid.run import Draw, Observations, Precision, build, draw, observe
+from ..mutants.definition import Example, Input
+from ..mutants.variants import Variant, plain
+from .search import Search, distance, error_of, search, tolerance
+from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, translated
+
+ALL = 0.999999999  # a dropout that leaves nothing to chance, nor divides by zero
+EXACT = Precision(torch.float64, torch.float64)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake, by name."""
+
+    what: str
+    where: str  # the systems of which it is the convention
+    fix: str
+    evidence: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        lines += [f"  the convention of: {self.where}"] if self.where else []
+        lines += [f"  to do: {self.fix}"] + ([f"  ({self.evidence})"] if self.evidence else [])
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """A difference that no known variant explains."""
+
+    probe: str
+    error: float
+    nearest: str
+    distance: float
+    also: tuple[str, ...] = ()  # what fits as well: then the numbers cannot tell
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.also:
+            others = " and also ".join(self.also[:3])
+            return (
+                f"{self.probe}: {self.nearest} fits, but also {others}: these numbers cannot tell. "
+                "Take biases and an initial state that are not zero, and more than one step"
+            )
+        note = f"; {self.note}" * bool(self.note)
+        near = f"the nearest, {self.nearest}, is {self.distance:.1e} away" if self.nearest else "nothing comes near"
+        return f"{self.probe}: differs by {self.error:.1e} and no known variant fits ({near}){note}"
+
+
+# Probing --------------------------------------------------------------------------------------------------------------
+
+
+def _is_square(drawn: Draw) -> bool:
+    """As many rows as slots, so that a transposed state has the same shape."""
+    return not drawn.hx or drawn.hx[0].size(0) == drawn.hx[0].size(1)
+
+
+def _is_turned(drawn: Draw) -> bool:
+    """More than two rows, so that sorting them twice does not undo it."""
+    return len(drawn.lengths) > 2
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A configuration, and the levels of the catalogue that it can tell apart."""
+
+    name: str
+    levels: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    suits: Callable[[Draw], bool] = lambda drawn: True  # numbers that can tell
+
+    def case(self, kind: str) -> Case:
+        plain_case: dict[str, Any] = {
+            "kind": kind, "dtype": "float64", "onednn": False, "layers": 1, "bias": True, "batch_first": False,
+            "bidirectional": False, "dropout": "", "form": "batched" if "Cell" in kind else "padded", "hx": True,
+        }  # fmt: skip
+        return Case(**{**plain_case, **self.options})
+
+
+TWO_BY_TWO = {"layers": 2, "bidirectional": True}
+BASE = Probe("one layer", ("cell",))
+PROBES = (
+    Probe("no bias", ("cell",), {"bias": False}),
+    Probe("no hx", ("stack",), {"hx": False}),
+    Probe("two layers", ("stack",), {"layers": 2}),
+    Probe("two directions", ("stack",), {"bidirectional": True}),
+    Probe("two layers, two directions", ("stack",), TWO_BY_TWO),
+    Probe("two layers, two directions, no hx", ("stack",), {**TWO_BY_TWO, "hx": False}),
+    Probe("unbatched", ("batch",), {"form": "unbatched"}),
+    Probe("batch_first, as many rows as states", ("batch",), {"batch_first": True, **TWO_BY_TWO}, suits=_is_square),
+    Probe("batch_first, no hx", ("batch",), {"batch_first": True, "hx": False}),
+    Probe("batch_first", ("batch",), {"batch_first": True}),
+    Probe("packed", ("batch",), {"form": "packed"}),
+    Probe("packed, two directions", ("batch", "stack"), {"form": "packed", **TWO_BY_TWO}),
+    Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}, _is_turned),
+    Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}, _is_turned),
+    Probe("projection", ("cell",), {"kind": "LSTM-proj"}),
+    Probe("dropout, two layers", ("dropout",), {"dropout": "dropout_train", "layers": 2}),
+    Probe("dropout, one layer", ("dropout",), {"dropout": "dropout_train"}),
+    Probe("dropout in eval mode", ("dropout",), {"dropout": "dropout_eval", "layers": 2}),
+)
+CELL_PROBES = (
+    Probe("no bias", ("cell",), {"bias": False}),
+    Probe("no hx", ("stack",), {"hx": False}),
+    Probe("unbatched", ("batch",), {"form": "unbatched"}),
+)
+
+
+def example_of(case: Case, drawn: Draw, gradients: bool = False) -> Example:
+    """The same problem for the catalogue."""
+    input: Input = drawn.input
+    if case.is_packed:
+        lengths = torch.tensor(drawn.lengths)
+        input = pack_padded_sequence(drawn.input, lengths, case.batch_first, enforce_sorted=case.form == "packed")
+    return Example(
+        kind=case.class_name.removesuffix("Cell"),
+        weights=drawn.weights,
+        input=input,
+        hx=drawn.hx,
+        batch_first=case.batch_first,
+        nonlinearity=drawn.arguments.get("nonlinearity", "tanh"),
+        dropout=drawn.arguments.get("dropout", 0.0),
+        training=case.dropout != "dropout_eval",
+        is_cell=case.is_cell,
+        cotangents=drawn.cotangents if gradients else {},
+    )
+
+
+@dataclass
+class Diagnosis:
+    """What was found out about a subject."""
+
+    subject: Subject
+    findings: list[Finding] = field(default_factory=list)
+    unexplained: list[Unexplained] = field(default_factory=list)
+    not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
+    errors: dict[str, str] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
+    variant: Variant | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [finding.what for finding in self.findings]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing at all was found, in what the subject offers."""
+        return not (self.findings or self.unexplained or self.errors)
+
+    def __str__(self) -> str:
+        lines = [str(finding) for finding in self.findings] + [str(one) for one in self.unexplained]
+        lines += [f"{probe}: {text}" for probe, text in self.errors.items()]
+        return "\n".join(lines) or "nothing to report"
+
+
+class Doctor:
+    """Probes one subject."""
+
+    def __init__(self, subject: Subject, seed: int = 0, nonlinearity: str = "tanh") -> None:
+        self.subject = subject
+        self.kind = subject.class_name + (f"-{nonlinearity}" if subject.kind == "RNN" else "")
+        self.seed = seed
+        self.diagnosis = Diagnosis(subject)
+        self.base = plain(subject.kind)
+        self.also: tuple[Variant, ...] = ()
+        self.exact = True  # no dtype slip was found, so that gradients can be compared
+        self.output_alone = False
+        self.always: dict[str, Any] = {}  # options that every probe has, because the subject needs them
+        self.backward_errors: dict[str, str] = {}
+
+    def diagnose(self) -> Diagnosis:
+        diagnosis = self.diagnosis
+        self.settle()
+        if self.look(BASE):
+            for probe in CELL_PROBES if self.subject.is_cell else PROBES:
+                if probe.name != "projection" or self.subject.kind == "LSTM":
+                    self.look(probe)
+            if not self.output_alone:
+                self.facts()
+                self.gradients()
+            diagnosis.variant = self.base
+        diagnosis.subject = self.subject
+        return diagnosis
+
+    def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
+        """The probe's case and numbers; another `number` draws others."""
+        case = replace(probe.case(self.kind), **self.always)
+        seeds = itertools.count(self.seed + 1000 * number)
+        drawn = next(d for d in (draw(case, seed) for seed in seeds) if probe.suits(d))
+        if case.dropout:
+            drawn = replace(drawn, arguments={**drawn.arguments, "dropout": ALL})
+        return case, drawn
+
+    def run(self, case: Case, drawn: Draw) -> Observations:
+        if self.output_alone:
+            return self.output_of(case, drawn)
+        return observe(self.subject.namespace, case, drawn, EXACT)
+
+    def output_of(self, case: Case, drawn: Draw) -> Observations:
+        """What a subject shows that returns no states."""
+        seen = Observations()
+        if case.is_packed:
+            seen.error = "not looked at where output is returned alone"
+            return seen
+        try:
+            module = build(self.subject.namespace, case, drawn, EXACT)
+            hx = drawn.hx if len(drawn.hx) < 2 else (drawn.hx,)
+            with torch.no_grad():
+                result = module(drawn.input.clone(), *hx)
+        except Exception as error:  # whatever a subject raises is an observation
+            seen.error = f"{type(error).__name__}: {error}"
+            return seen
+        if isinstance(result, Tensor):
+            seen.tensors["output"] = result
+        else:
+            seen.error = f"forward returns {type(result).__name__}"
+        return seen
+
+    def settle(self) -> None:
+        """Find out in which shapes the subject takes its arguments, and whether it takes a state at all."""
+        subject = self.subject
+
+        def fits(conventions: tuple[Convention, ...]) -> bool:
+            self.subject = translated(subject, conventions) if conventions else subject
+            shapes = {name: t.shape for name, t in plain(subject.kind).run(example_of(case, drawn)).items()}
+            expected = {"output": shapes["output"]} if self.output_alone else shapes
+            return {name: t.shape for name, t in _values(self.run(case, drawn)).items()} == expected
+
+        known = CELL_CONVENTIONS if subject.is_cell else CONVENTIONS
+        for self.output_alone, hx in itertools.product((False,) if subject.is_cell else (False, True), (True, False)):
+            case, drawn = self.draw(replace(BASE, options={"hx": hx}), 0)
+            chosen = next((conventions for conventions in _some(known, 3) if fits(conventions)), None)
+            if chosen is not None:
+                for convention in chosen:
+                    self.add(Finding(convention.name, convention.where, convention.fix, "seen by the shapes"))
+                if not hx:
+                    self.always = {"hx": False}
+                    self.diagnosis.not_offered["hx"] = "forward takes no state"
+                if self.output_alone:
+                    fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
+                    self.add(Finding("output is returned alone, without the states", "Keras", fix, "seen by the type"))
+                    self.exact = False
+                return
+        self.subject, self.output_alone = subject, False
+
+    def look(self, probe: Probe) -> bool:
+        """Run the subject on a probe; record what is found. False if it cannot be explained."""
+        problems = [self.draw(probe, number) for number in (0, 1)]
+        shown = [self.run(case, drawn) for case, drawn in problems]
+        seen = [_values(observations) for observations in shown]
+        if not all(seen):
+            return self.refused(probe, *problems[0], shown[0].error or shown[1].error)
+        if shown[0].error:
+            self.backward_errors[probe.name] = shown[0].error
+        narrow = [name for name, tensor in seen[0].items() if tensor.dtype != torch.float64]
+        if narrow:
+            dtype = str(seen[0][narrow[0]].dtype).removeprefix("torch.")
+            return self.slip(f"{' and '.join(narrow)} in {dtype} in a float64 run", probe)
+        examples = [example_of(case, drawn) for case, drawn in problems]
+        again = list(zip(examples[1:], seen[1:], strict=False))
+        now = error_of(self.base, examples[0], seen[0])
+        narrower = 1e-11 < now < 1e-5  # nothing but a narrower dtype errs by so little
+        if now > tolerance(examples[0]):
+            self.reconsider(examples, seen)
+        found = search(examples[0], seen[0], ("dtype",) if narrower else probe.levels, self.base, again)
+        if narrower:
+            self.exact = False
+        if found.best is None and narrower:
+            return self.slip("something passes through float32 in a float64 run", probe, f"errors of {now:.1e}")
+        if found.best is None:
+            return self.unexplained(probe, found, examples[0], seen[0])
+        if found.best is self.base:
+            self.diagnosis.passed.append(probe.name)
+        else:
+            self.accept(found, probe)
+        return True
+
+    def slip(self, what: str, probe: Probe, evidence: str = "") -> bool:
+        fix = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
+        self.add(Finding(what, "", fix, f"{probe.name}{': ' * bool(evidence)}{evidence}"))
+        self.exact = False
+        return True
+
+    def unexplained(
+        self, probe: Probe, found: Search, example: Example, seen: dict[str, Tensor], note: str = ""
+    ) -> bool:
+        usual = self.base.run(example)
+        for name in ("output",) if self.output_alone else usual:
+            if name not in seen or seen[name].shape != usual[name].shape:
+                shape = f"has shape {list(seen[name].shape)}" if name in seen else "is missing"
+                self.add(Finding(
+                    f"{probe.name}: {name} {shape}, torch.nn's has {list(usual[name].shape)}", "",
+                    "refuse what is not offered, or return torch.nn's shape", "and no exception was raised",
+                ))  # fmt: skip
+                return False
+        nearest = found.nearest.name if found.nearest is not None and found.distance < found.error else ""
+        self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, nearest, found.distance, note=note))
+        return False
+
+    def reconsider(self, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
+        """Names that meant the same so far may be told apart by these numbers."""
+        pairs = list(zip(examples, seen, strict=True))
+        fits = (one for one in self.also if all(error_of(one, *pair) <= tolerance(pair[0]) for pair in pairs))
+        other = next(fits, self.base)
+        if other is not self.base:
+            evidence = next(f.evidence for f in self.diagnosis.findings if f.what in self.base.parts)
+            self.diagnosis.findings = [f for f in self.diagnosis.findings if f.what not in self.base.parts]
+            self.base = other
+            self.name(other, other.parts, evidence)
+
+    def accept(self, found: Search, probe: Probe) -> None:
+        best = found.best
+        assert best is not None
+        margin = "nothing else fits" if found.runner_up == math.inf else f"the next is {found.runner_up:.1e} away"
+        evidence = f"{probe.name}: reproduced to {found.distance:.0e}, twice; {margin}"
+        self.name(best, [part for part in best.parts if part not in self.base.parts], evidence)
+        self.base, self.also = best, found.also
+
+    def name(self, variant: Variant, parts: Sequence[str], evidence: str) -> None:
+        """Record `parts` of a variant as findings, each with its own systems; a whole system's habits with its name."""
+        system = variant.system if len(parts) == variant.size else ""
+        for what, where, fix in zip(variant.parts, variant.wheres, variant.fixes, strict=True):
+            if what in parts:
+                self.add(Finding(what, system or where, fix, evidence))
+
+    def add(self, finding: Finding) -> None:
+        if finding.what not in self.diagnosis.names:
+            self.diagnosis.findings.append(finding)
+
+    def refused(self, probe: Probe, case: Case, drawn: Draw, error: str) -> bool:
+        """The subject raised. What it refuses is not offered; but the base case it has to have, and in float64."""
+        single = Precision(torch.float32, torch.float32)
+        if observe(self.subject.namespace, replace(case, dtype="float32"), drawn, single).tensors:
+            fix = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
+            self.add(Finding("a float32 tensor in a float64 run", "", fix, f"{probe.name}: {error}"))
+            return probe is not BASE
+        if probe is BASE:
+            self.diagnosis.errors[probe.name] = error
+            return False
+        self.diagnosis.not_offered[probe.name] = error.removeprefix("NotOfferedError: ")
+        return True
+
+    # Gradients
+
+    def gradients(self) -> None:
+        """Compare gradients where values are understood."""
+        names = ("one layer", "two layers", "two layers, two directions")
+        for probe in [BASE, *(probe for probe in PROBES if probe.name in names[1:])] if self.exact else []:
+            if probe.name not in self.diagnosis.passed and probe is not BASE:
+                continue
+            if probe.name in self.backward_errors:
+                if not any("written to" in name for name in self.diagnosis.names):
+                    self.diagnosis.errors[f"backward, {probe.name}"] = self.backward_errors[probe.name]
+                return
+            problems = [self.draw(probe, number) for number in (0, 1)]
+            examples = [example_of(case, drawn, gradients=True) for case, drawn in problems]
+            shown = [self.run(case, drawn) for case, drawn in problems]
+            seen = [_values(one) | _gradients(one, example) for one, example in zip(shown, examples, strict=False)]
+            found = search(
+                examples[0], seen[0], ("gradient",), self.base, list(zip(examples[1:], seen[1:], strict=False))
+            )
+            if found.best is None:
+                name = f"gradients, {probe.name}, the worst of {self.worst(examples[0], seen[0])}"
+                self.unexplained(replace(probe, name=name), found, examples[0], seen[0], self.lag(*problems[0]))
+                return
+            if found.best is not self.base:
+                self.accept(found, replace(probe, name=f"gradients, {probe.name}"))
+
+    def lag(self, case: Case, drawn: Draw) -> str:
+        """How many steps back from the last output the gradient of the input is still right."""
+        if case.is_cell or "output" not in drawn.cotangents:
+            return ""
+        last = torch.zeros_like(drawn.cotangents["output"])
+        last[-1] = drawn.cotangents["output"][-1]
+        drawn = replace(drawn, cotangents={"output": last})
+        expected = self.base.run(example_of(case, drawn, gradients=True))["grad of input"]
+        seen = self.run(case, drawn).tensors.get("grad of input")
+        if seen is None:
+            return "no gradient reaches the input"
+        apart = (seen - expected).abs().flatten(1).amax(1) > 1e-9 * expected.abs().flatten(1).amax(1)
+        wrong = [len(apart) - 1 - step for step in range(len(apart)) if apart[step]]
+        first = min(wrong, default=None)
+        return "" if first is None else f"from the last output back to the input it is right for {first} steps"
+
+    def worst(self, example: Example, seen: dict[str, Tensor]) -> str:
+        expected = self.base.run(example)
+        return max(seen, key=lambda name: distance({name: expected[name]}, {name: seen[name]}).item())
+
+    # Aliasing, memory from call to call
+
+    def facts(self) -> None:
+        """What is shared, what is written to, what is kept."""
+        states = "c_n shares memory with h_n", "c_1 shares memory with h_1"
+        for probe in [BASE, *[probe for probe in PROBES if probe.name in self.diagnosis.passed][:6]]:
+            case, drawn = self.draw(probe, 0)
+            if probe.name in self.backward_errors:
+                case = replace(case, special="no_grad")
+            shown, usual = self.run(case, drawn), observe(torch.nn, case, drawn, EXACT)
+            for pair in sorted(shown.facts.get("aliases", set()) - usual.facts["aliases"]):
+                first, _, second = pair.partition(" and ")
+                what = f"{second} shares memory with {first}"
+                if what not in states or self.base.deviations == ():  # one is the other: said already
+                    self.add(Finding(what, "", f"return a copy: {second}.clone(), or stack the states", probe.name))
+            for name in shown.facts.get("written to", []):
+                fix = "work out of place, or on a clone"
+                self.add(Finding(f"{name} is written to", "", fix, probe.name))
+        self.memory()
+
+    def memory(self) -> None:
+        """Call the same module twice: the second result must be the first."""
+        case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
+        try:
+            module = build(self.subject.namespace, case, drawn, EXACT).eval()
+            first, second = (list(_flatten(module(drawn.input.clone()))) for _ in range(2))
+        except Exception:  # a call without a state is not offered, which is said elsewhere
+            return
+        if not all(torch.equal(a, b) for a, b in zip(first, second, strict=False)):
+            where, fix = "Keras stateful=True, Chainer links", "begin with zeros at each call that gives no hx"
+            self.add(Finding("the state is kept from one call to the next", where, fix, "the same call twice"))
+
+
+def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:
+    """(), then each alone, then pairs."""
+    for size in range(most + 1):
+        yield from itertools.combinations(conventions, size)
+
+
+def _flatten(result: Any) -> Iterable[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, (tuple, list)):
+        for part in result:
+            yield from _flatten(part)
+
+
+def _values(observations: Observations) -> dict[str, Tensor]:
+    return {name: t for name, t in observations.tensors.items() if t is not None and not name.startswith("grad of")}
+
+
+def _gradients(observations: Observations, example: Example) -> dict[str, Tensor]:
+    """Gradients by name; one that is missing counts as zero, which it is."""
+    named = {name: observations.tensors.get(f"grad of {name}") for name in example.leaves}
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in example.leaves.items()}
+    return {f"grad of {name}": zeros[name] if grad is None else grad for name, grad in named.items()}
+
+
+def diagnose(subject: Subject, seed: int = 0, nonlinearity: str = "tanh") -> Diagnosis:
+    """Probe `subject` and name what makes it differ from torch.nn."""
+    return Doctor(subject, seed, nonlinearity).diagnose()

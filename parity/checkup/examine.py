@@ -1,0 +1,174 @@
+"""Is my module torch.nn's, and if not, why? `python -m parity check PKG.MOD:MyLSTM`, or `parity.check(MyLSTM)`.
+
+First the diagnosis: a few configurations that tell most mistakes apart. Then cases of the grid, those that the subject
+offers, each with a verdict. Then the first number that differs, how the error grows, and the smallest case that fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..grid import cases as grid
+from ..grid.cases import Case
+from ..grid.compare import Difference, Result, judge
+from ..grid.verdict import Verdict
+from . import diagnose as diagnosing
+from . import locate, shrink, subjects
+from .diagnose import BASE, Diagnosis, Doctor, Finding
+from .record import Checkup, Row
+from .subjects import Subject, WeightMap
+
+#: What torch.testing.assert_close allows, relative to the largest number.
+TOLERANCES = {"float64": 1e-7, "float32": 1.3e-6, "bfloat16": 1.6e-2, "float16": 1e-3}
+#: Facts that a person's own module need not share with torch.nn's.
+PEDANTIC = {"warnings", "contiguous", "structure"}
+#: Options by the probe that finds out whether they are offered.
+FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
+    ("no bias", lambda case: not case.bias),
+    ("no hx", lambda case: not case.hx),
+    ("hx", lambda case: case.hx),
+    ("two layers", lambda case: case.layers > 1),
+    ("two directions", lambda case: case.bidirectional),
+    ("unbatched", lambda case: case.form == "unbatched"),
+    ("batch_first, no hx", lambda case: case.batch_first),
+    ("packed", lambda case: case.is_packed),
+    ("packed, unsorted", lambda case: case.form == "packed_unsorted"),
+    ("projection", lambda case: case.kind == "LSTM-proj"),
+    ("dropout, one layer", lambda case: bool(case.dropout)),
+)
+QUICK_SPECIALS = ("", "one_step", "long", "wide", "noncontiguous", "frozen_input", "loss_h_n", "second_call")
+
+
+def check(
+    target: Any,
+    as_: str | None = None,
+    *,
+    weight_map: WeightMap | None = None,
+    grid: str = "quick",
+    seed: int = 0,
+    raises: bool = True,
+) -> Checkup:
+    """Check a class, a function or `PKG.MOD:NAME` against torch.nn.
+
+    as_         torch.nn's name for it (LSTM, GRUCell, ...), where its own doesn't say
+    weight_map  torch.nn's weights by name -> the subject's parameters by name; found from names and shapes otherwise
+    grid        quick, or full: every case that the subject offers
+    raises      AssertionError with the report if the subject is not torch.nn's
+
+    For a test of one's own: `def test_parity(): parity.check(MyLSTM)`.
+    """
+    start = time.monotonic()
+    subject = subjects.adapt(target, as_, weight_map)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        checkup = examine(subject, grid, seed)
+    finally:
+        torch.set_num_threads(threads)
+    checkup.seconds = time.monotonic() - start
+    if raises and not checkup.same:
+        raise AssertionError(f"\n{checkup}")
+    return checkup
+
+
+def examine(subject: Subject, size: str, seed: int) -> Checkup:
+    """The checkup itself, on one thread."""
+    doctor = Doctor(subject, seed)
+    diagnosis = doctor.diagnose()
+    for name, value in subject.defaults.items():
+        fix = f"let {name} default to {subjects.DEFAULTS[name]!r}, as in torch.nn, or pass it"
+        diagnosis.findings.append(Finding(f"{name} is {value!r} where nothing is said", "", fix))
+    checkup = Checkup(subject.name, subject.class_name, diagnosis, subject.notes, seed=seed)
+    offered = doctor.subject.namespace
+    if BASE.name in diagnosis.errors:
+        return checkup
+    if doctor.output_alone:
+        diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
+    chosen = [] if doctor.output_alone else cases(subject, diagnosis, size)
+    if subject.kind == "RNN":  # relu as well, if the constructor has it
+        relu = Doctor(subject, seed, "relu")
+        if not relu.run(*relu.draw(BASE, 0)).tensors:
+            diagnosis.not_offered["relu"] = "no argument nonlinearity"
+            chosen = [case for case in chosen if not case.kind.endswith("relu")]
+    checkup.rows = rows([judge(case, offered, seed=seed) for case in chosen], diagnosis)
+    measure(checkup, doctor)
+    return checkup
+
+
+def cases(subject: Subject, diagnosis: Diagnosis, size: str) -> list[Case]:
+    """The cases of the grid that the subject offers: all of them, or a subset that covers all pairs of options."""
+    lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
+    offered = [
+        case
+        for case in grid.grid()
+        if case.class_name == subject.class_name and not any(applies(case) for applies in lacking)
+    ]
+    if size == "full":
+        return [case for case in offered if not case.dtype.startswith("complex")]
+    few = [c for c in offered if c.dtype in ("float64", "float32") and not c.onednn and c.special in QUICK_SPECIALS]
+    return few if len(few) < 60 else grid.quick(few, strength=2)
+
+
+def rows(results: Sequence[Result], diagnosis: Diagnosis) -> list[Row]:
+    """Results as rows. A subject that raises wherever an axis has some value doesn't offer that value."""
+    worked = {pair for result in results if not _raised(result) for pair in _axes(result.case)}
+    placed = not any("dropout" in name for name in (*diagnosis.names, *(one.probe for one in diagnosis.unexplained)))
+    found = []
+    for result in results:
+        verdict = _verdict(result)
+        if verdict is Verdict.ERROR and not _axes(result.case) <= worked:
+            verdict = Verdict.NOT_OFFERED
+        masked = result.case.dropout == "dropout_train" and result.case.layers > 1
+        if verdict is Verdict.DIFFERENT and masked and placed:
+            verdict = Verdict.OTHER_MASKS
+        worst = max(_serious(result), key=lambda d: (d.verdict, d.error), default=None)
+        what = "" if worst is None else f"{worst.name}: {worst.note or f'error {worst.error:.1e}'}"
+        found.append(Row(result.case, verdict, what, worst.error if worst else 0.0))
+    return found
+
+
+def _axes(case: Case) -> set[tuple[str, Any]]:
+    return {(axis, getattr(case, axis)) for axis in grid.AXES}
+
+
+def _raised(result: Result) -> bool:
+    return any(difference.name == "error" for difference in result.differences)
+
+
+def _serious(result: Result) -> list[Difference]:
+    return [difference for difference in result.differences if difference.name not in PEDANTIC]
+
+
+def _verdict(result: Result) -> Verdict:
+    if _raised(result):
+        return Verdict.ERROR
+    serious = _serious(result)
+    verdict = max((difference.verdict for difference in serious), default=Verdict.BITWISE)
+    if verdict is not Verdict.DIFFERENT:
+        return verdict
+    bad = [difference for difference in serious if difference.verdict is Verdict.DIFFERENT]
+    tolerable = all(d.allowed and d.error <= TOLERANCES.get(result.case.dtype, 0.0) for d in bad)
+    return Verdict.TOLERANCE if tolerable else Verdict.DIFFERENT
+
+
+def measure(checkup: Checkup, doctor: Doctor) -> None:
+    """Locate the first difference, follow the error in time, shrink the first failing problem."""
+    diagnosis, offered = doctor.diagnosis, doctor.subject.namespace
+    base_case, _ = doctor.draw(BASE, 0)
+    grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed)
+    if grown is not None:
+        checkup.growth, checkup.ulps = grown
+    for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.not_offered)):
+        if checkup.same or (doctor.subject.is_cell and probe is not BASE):
+            break
+        case, drawn = doctor.draw(probe, 0)
+        smallest = shrink.shrink(offered, case, drawn)
+        if smallest is not None:
+            example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)
+            checkup.location = locate.first_difference(case, example, seen, diagnosis.variant, 1e-9)
+            checkup.smallest, checkup.script = smallest, shrink.script(smallest, checkup.subject)
+            return

@@ -1,0 +1,136 @@
+"""What a checkup found out, and how a terminal shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..grid.cases import Case
+from ..grid.engine import environment
+from ..grid.verdict import Verdict
+from .diagnose import Diagnosis
+from .locate import Growth, Location
+from .shrink import Smallest
+
+AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case and its verdict; `what` says what differs most."""
+
+    case: Case
+    verdict: Verdict
+    what: str = ""
+    error: float = 0.0
+
+
+@dataclass
+class Checkup:
+    """Everything that was found out. `str()` of it is the report."""
+
+    subject: str
+    class_name: str
+    diagnosis: Diagnosis
+    notes: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    location: Location | None = None
+    growth: Growth | None = None
+    ulps: Counter[int] = field(default_factory=Counter)
+    script: str = ""
+    smallest: Smallest | None = None
+    seed: int = 0
+    seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        return Counter(row.verdict for row in self.rows)
+
+    @property
+    def same(self) -> bool:
+        return self.diagnosis.same and all(row.verdict.passes for row in self.rows)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.same else 1
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if not self.same:
+            names = self.diagnosis.names
+            return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
+        worst = max(
+            (row.verdict for row in self.rows if row.verdict is not Verdict.NOT_OFFERED), default=Verdict.ROUNDING
+        )
+        lacking = " in what it offers" if self.diagnosis.not_offered else ""
+        how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
+        return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
+
+    def __str__(self) -> str:
+        """Say verdict and diagnosis first, then the table: for a terminal and for an assertion's message."""
+        parts = [self.verdict + ".", ""]
+        for number, finding in enumerate(self.diagnosis.findings, 1):
+            parts += [f"{number}. {finding}".replace("\n", "\n   "), ""]
+        for one in self.diagnosis.unexplained:
+            parts += [f"? {one}", ""]
+        for probe, error in self.diagnosis.errors.items():
+            parts += [f"! {probe}: {error}", ""]
+        if self.location:
+            parts += [f"First difference: {self.location}", ""]
+        if self.growth and self.growth.kind != "none":
+            parts += [f"Error over {len(self.growth.errors)} steps of float32: {self.growth}", ""]
+        if self.rows:
+            counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
+            parts += [f"{len(self.rows)} cases: {counts}", table(self), ""]
+            bad = [row for row in self.rows if not row.verdict.passes]
+            if bad and self.diagnosis.same:  # nothing has a name: then the cases have to speak
+                parts += [f"{row.verdict.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
+        if self.diagnosis.not_offered:
+            parts += ["Not offered:"]
+            parts += [f"  {probe}: {why}" for probe, why in lacking(self).items()] + [""]
+        if self.notes:
+            parts += ["Read as:", *(f"  {note}" for note in self.notes), ""]
+        if self.script:
+            parts += [
+                "The smallest case, with torch alone:",
+                "",
+                *(f"  {line}" for line in self.script.splitlines()),
+                "",
+            ]
+        parts.append(f"{self.seconds:.1f} s, torch {self.environment['torch']}, seed {self.seed}")
+        return "\n".join(parts)
+
+
+def lacking(checkup: Checkup) -> dict[str, str]:
+    """What is not offered: combinations only where each of their parts alone is offered."""
+    why = checkup.diagnosis.not_offered
+    return {
+        probe: " ".join(reason.split())[:90]
+        for probe, reason in why.items()
+        if "," not in probe or probe.split(",")[0] not in why
+    }
+
+
+def table(checkup: Checkup) -> str:
+    """Counts of verdicts by axis value."""
+    shown = [verdict for verdict in Verdict if checkup.counts[verdict]]
+    lines = [f"{'':24}" + "".join(f"{verdict.label:>{max(14, len(verdict.label) + 2)}}" for verdict in shown)]
+    for axis in AXES:
+        values = list(dict.fromkeys(getattr(row.case, axis) for row in checkup.rows))
+        if len(values) < 2:
+            continue
+        for value in sorted(values, key=str):
+            counts = Counter(row.verdict for row in checkup.rows if getattr(row.case, axis) == value)
+            cells = (f"{counts[verdict] or '-':>{max(14, len(verdict.label) + 2)}}" for verdict in shown)
+            lines.append(f"{label(axis, value):24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def label(axis: str, value: Any) -> str:
+    """An axis and a value in a few words."""
+    if isinstance(value, bool):
+        return axis if value else f"no {axis}"
+    return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"

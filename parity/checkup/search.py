@@ -1,0 +1,140 @@
+"""Search the catalogue for the variant that computes what was seen."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..mutants.catalogue import CATALOGUE
+from ..mutants.definition import GATES, Example
+from ..mutants.mutant import Mutant
+from ..mutants.orders import Order, orders
+from ..mutants.variants import Variant, catalogue, compatible, define
+
+MARGIN = 100.0
+
+
+@dataclass(frozen=True)
+class Search:
+    """What came out of comparing one observation with the catalogue."""
+
+    error: float  # from torch.nn's definition (and what was found before)
+    best: Variant | None  # accepted
+    nearest: Variant | None
+    distance: float
+    runner_up: float  # the distance of the next variant that means something else
+    also: tuple[Variant, ...] = ()  # that fit as well, because here they mean the same
+    rivals: tuple[Variant, ...] = ()  # that fit as well, although they mean something else
+
+
+def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
+    """What rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
+    steps = 1 if example.is_cell else max(example.rows.shape[:-1])
+    return 256 * eps * math.sqrt(steps * len(example.slots))
+
+
+def distance(expected: dict[str, Tensor], seen: dict[str, Tensor], orders: int = 0) -> Tensor:
+    """The largest error relative to the largest number of each tensor; with `orders`, one for each of them."""
+    total = torch.zeros(orders or 1, dtype=torch.float64)
+    for name, tensor in seen.items():
+        other = expected.get(name)
+        if other is None or other.shape[other.dim() - tensor.dim() :] != tensor.shape or other.dim() < tensor.dim():
+            return total + math.inf
+        error = (other - tensor).abs().double()
+        error = (
+            error.flatten(1).amax(1) if other.dim() > tensor.dim() else error.max() if error.numel() else error.sum()
+        )
+        scale = tensor.abs().max().double() if tensor.numel() else 1.0
+        error = error / scale if scale else torch.where(error > 0, math.inf, 0.0)
+        total = torch.maximum(total, torch.nan_to_num(error, nan=math.inf))
+    return total
+
+
+def search(
+    example: Example,
+    seen: dict[str, Tensor],
+    levels: Sequence[str],
+    base: Variant,
+    again: Iterable[tuple[Example, dict[str, Tensor]]] = (),
+    eps: float = torch.finfo(torch.float64).eps,
+    most: int = 2,
+) -> Search:
+    """Search for the variant that shows `seen` on `example`, beginning from `base`, with `most` deviations added."""
+    allowed = tolerance(example, eps)
+    error = error_of(base, example, seen)
+    if error <= allowed:
+        return Search(error, base, base, error, math.inf)
+    reordering = "cell" in levels and base.order.plain
+    tried = orders(example.kind) if reordering else (base.order,)
+    known = [deviation for deviation in catalogue(example.kind, levels) if deviation not in base.deviations]
+    found: list[tuple[float, Variant]] = []
+    for size in range(most + 1):
+        for extra in itertools.combinations(known, size):
+            deviations = base.deviations + extra
+            if not compatible(deviations):
+                continue
+            distances = errors_of_orders(deviations, tried, example, seen)
+            near = distances.argsort()[:3] if len(tried) > 1 else [0]
+            found += [(distances[index].item(), Variant(tried[index], deviations)) for index in near]
+        found = sorted(found, key=lambda pair: pair[0])[:50]
+        if found[0][0] <= allowed:
+            break
+    nearest_distance, nearest = found[0]
+    fits = sorted((v for d, v in found if d <= allowed), key=lambda v: (v.size, _position(v)))
+    if not fits:
+        return Search(error, None, nearest, nearest_distance, nearest_distance)
+    best = fits[0]
+    different = [(d, v) for d, v in found if v is not best and (d > allowed or not equivalent(best, v, example))]
+    runner_up = min((d for d, _ in different), default=math.inf)
+    rivals = tuple(v for d, v in different if d <= allowed)
+    accepted = runner_up > MARGIN * allowed and all(
+        error_of(best, other, shown) <= tolerance(other, eps) for other, shown in again
+    )
+    return Search(error, best if accepted else None, best, found[0][0], runner_up, tuple(fits[1:]), rivals)
+
+
+def _position(variant: Variant) -> tuple[int, ...]:
+    """The catalogue's order decides between equally simple names."""
+    return tuple(CATALOGUE.index(deviation) for deviation in variant.deviations)
+
+
+def error_of(variant: Variant, example: Example, seen: dict[str, Tensor]) -> float:
+    """The distance of a variant from what was seen."""
+    return errors_of_orders(variant.deviations, (variant.order,), example, seen)[0].item()
+
+
+def errors_of_orders(
+    deviations: tuple[Mutant, ...], tried: Sequence[Order], example: Example, seen: dict[str, Tensor]
+) -> Tensor:
+    """The distance from what was seen, for each order of the gates."""
+    H = example.weights["weight_hh" + example.slots[0]].size(0) // len(GATES[example.kind])
+    rows = None
+    if len(tried) > 1:
+        rows = torch.stack([order.rows(H) for order in tried])
+    elif not tried[0].plain:
+        rows = tried[0].rows(H)
+    try:
+        expected = define(deviations).run(example, rows)
+    except (RuntimeError, IndexError):  # a deviation that has no meaning for these shapes
+        return torch.full((len(tried),), math.inf)
+    return distance(expected, seen, len(tried) if len(tried) > 1 else 0)
+
+
+def equivalent(first: Variant, second: Variant, example: Example) -> bool:
+    """Whether two variants are the same function: they agree on other, generic numbers in the form of `example`."""
+    generator = torch.Generator().manual_seed(20)
+
+    def anew(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    other = replace(
+        example.with_leaves({name: anew(tensor) for name, tensor in example.leaves.items()}),
+        cotangents={name: anew(cotangent) for name, cotangent in example.cotangents.items()},
+    )
+    shown = first.run(other)
+    return error_of(second, other, shown) <= tolerance(other)

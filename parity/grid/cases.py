@@ -1,0 +1,209 @@
+"""What is compared: the cases, their names, and how to choose among them.
+
+The grid is the full product of the axes, less what torch.nn does not offer (a complex ReLU, dropout on complex
+numbers) and less repetitions (see `_backends`). Beside it stands a smaller family of special circumstances, crossed
+with the axes that matter to them.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+LAYERS = ("RNN", "LSTM", "GRU")
+CLASSES = (*LAYERS, "RNNCell", "LSTMCell", "GRUCell")
+KINDS = ("RNN-tanh", "RNN-relu", "LSTM", "LSTM-proj", "GRU")
+CELLS = ("RNNCell-tanh", "RNNCell-relu", "LSTMCell", "GRUCell")
+DTYPES = ("float64", "float32", "bfloat16", "float16", "complex128", "complex64")
+FORMS = ("unbatched", "padded", "packed", "packed_unsorted")
+DROPOUTS = ("", "dropout_train", "dropout_eval")
+YES_NO = (True, False)
+
+SPECIALS = {
+    "empty_batch": "a batch of no sequences",
+    "one_step": "sequences of length 1",
+    "long": "forty steps, so that rounding and memory add up",
+    "wide": "sizes beyond one vector register, so that sums are split",
+    "noncontiguous": "input and hx are strided views",
+    "expanded": "input and hx are one row expanded",
+    "keywords": "forward(input=..., hx=...)",
+    "autocast": "under torch.autocast('cpu', torch.bfloat16)",
+    "no_grad": "under torch.no_grad()",
+    "inference": "under torch.inference_mode()",
+    "frozen_input": "neither input nor hx requires a gradient, as in ordinary training",
+    "frozen_weights": "only input and hx require a gradient",
+    "loss_output": "the loss sees output alone",
+    "loss_h_n": "the loss sees h_n alone",
+    "loss_c_n": "the loss sees c_n alone",
+    "second_call": "the module was called before, and its weights have been updated in place since",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration. Field names are the axes of the report; `name` is unique and can be given to `-k`."""
+
+    kind: str
+    dtype: str
+    onednn: bool
+    layers: int
+    bias: bool
+    batch_first: bool
+    bidirectional: bool
+    dropout: str
+    form: str
+    hx: bool
+    special: str = ""
+
+    @cached_property
+    def name(self) -> str:
+        parts = [self.kind, self.dtype, self.onednn and "onednn"]
+        parts += [not self.is_cell and f"layers{self.layers}", "bias" if self.bias else "nobias"]
+        parts += [self.batch_first and "batch_first", self.bidirectional and "bidirectional"]
+        parts += [self.dropout, self.form, self.hx and "hx", self.special]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def is_cell(self) -> bool:
+        return self.kind in CELLS
+
+    @property
+    def class_name(self) -> str:
+        return self.kind.split("-")[0]
+
+    @property
+    def is_lstm(self) -> bool:
+        return self.class_name in ("LSTM", "LSTMCell")
+
+    @property
+    def is_packed(self) -> bool:
+        return self.form.startswith("packed")
+
+    def seed(self, seed: int) -> int:
+        """A seed of the case's own, the same in every process and on every machine."""
+        return zlib.crc32(f"{seed} {self.name}".encode())
+
+
+AXES = tuple(field.name for field in fields(Case))
+
+
+def _backends(kind: str) -> Iterator[tuple[str, bool]]:
+    """(dtype, oneDNN on) pairs that can differ from one another.
+
+    torch.nn hands to oneDNN the whole LSTM (float32, bfloat16 and, where the processor has it, float16), and through
+    `addmm` the matrix products of every mode in bfloat16 and float16. Nothing it does in float64 or complex numbers,
+    and nothing outside the LSTM in float32, looks at the switch: those run once, with oneDNN off.
+    """
+    for dtype in DTYPES:
+        if dtype.startswith("complex") and kind.endswith("relu"):
+            continue  # clamp is not defined on complex numbers: torch.nn refuses
+        yield dtype, False
+        if dtype in ("bfloat16", "float16") or (dtype == "float32" and kind.startswith("LSTM")):
+            yield dtype, True
+
+
+def _layers() -> Iterator[Case]:
+    for kind in KINDS:
+        for dtype, onednn in _backends(kind):
+            for rest in itertools.product((1, 2, 3), YES_NO, YES_NO, YES_NO, DROPOUTS, FORMS, YES_NO):
+                case = Case(kind, dtype, onednn, *rest)
+                if case.dropout == "dropout_train" and dtype.startswith("complex"):
+                    continue  # bernoulli_ is not defined on complex numbers: torch.nn refuses
+                yield case
+
+
+def _cells() -> Iterator[Case]:
+    for kind in CELLS:
+        for dtype, onednn in _backends(kind):
+            for bias, form, hx in itertools.product(YES_NO, ("unbatched", "batched"), YES_NO):
+                yield Case(kind, dtype, onednn, 1, bias, False, False, "", form, hx)
+
+
+def _specials() -> Iterator[Case]:
+    forms: tuple[str, ...]
+    for special in SPECIALS:
+        dtypes = ("float32",) if special == "autocast" else ("float64", "float32")
+        for kind, dtype, onednn in itertools.product(KINDS, dtypes, YES_NO):
+            if onednn and not (dtype == "float32" and kind == "LSTM"):
+                continue
+            if special == "loss_c_n" and not kind.startswith("LSTM"):
+                continue
+            forms = ("padded",) if special == "empty_batch" else ("unbatched", "padded", "packed_unsorted")
+            for batch_first, bidirectional, form, hx in itertools.product(YES_NO, YES_NO, forms, YES_NO):
+                if form != "padded" and (batch_first or (special == "expanded" and form != "unbatched")):
+                    continue
+                yield Case(kind, dtype, onednn, 2, True, batch_first, bidirectional, "", form, hx, special)
+        for kind, dtype, hx in itertools.product(CELLS, dtypes, YES_NO):
+            if special in ("one_step", "long", "loss_output") or (special == "loss_c_n" and kind != "LSTMCell"):
+                continue
+            forms = ("batched",) if special == "empty_batch" else ("unbatched", "batched")
+            for form in forms:
+                yield Case(kind, dtype, False, 1, True, False, False, "", form, hx, special)
+
+
+def grid() -> list[Case]:
+    """Every case, in a fixed order."""
+    return [*_layers(), *_cells(), *_specials()]
+
+
+def quick(cases: list[Case], strength: int = 3) -> list[Case]:
+    """A covering subset: whatever `strength` axis values occur together in `cases` occur together here too.
+
+    Greedy in a fixed pseudo-random order (by hash of the name): a case is taken when it shows a combination that no
+    case before it has shown. Ordinary cells and special circumstances are covered by pairs: they have fewer axes.
+    """
+    seen: set[tuple[tuple[str, object], ...]] = set()
+    chosen = []
+    for case in sorted(cases, key=lambda case: zlib.crc32(case.name.encode())):
+        plain = not case.special and not case.is_cell
+        values = [("kind", case.kind)] + [(axis, getattr(case, axis)) for axis in AXES[1:]]
+        shown = set(itertools.combinations(values, strength if plain else 2))
+        if not plain:  # combinations within the family, so that a special case covers nothing for the plain grid
+            shown = {(("family", case.special or "cell"), *pair) for pair in shown}
+        if not shown <= seen:
+            seen |= shown
+            chosen.append(case)
+    return chosen
+
+
+def select(cases: list[Case], expression: str) -> list[Case]:
+    """The cases whose name satisfies an expression: words joined by `and`, `or`, `not`, parentheses.
+
+    A word matches where a part of the name begins with it: `packed` matches packed_unsorted, and `bias` doesn't match
+    nobias. An expression that is exactly the name of a case selects that case alone. ValueError if it can't be read.
+    """
+    exact = [case for case in cases if case.name == expression.strip()]
+    if exact:
+        return exact
+    matches = parse(expression)
+    return [case for case in cases if matches(case.name.lower())]
+
+
+def parse(expression: str) -> Callable[[str], bool]:
+    """`expression` as a predicate on lower-case text. Python reads it: each word becomes the question has(word)."""
+    words = re.findall(r"[()]|[^\s()]+", expression.lower())
+    grammar = ("and", "or", "not", "(", ")")
+    code = " ".join(word if word in grammar else f"has[{word!r}]" for word in words)
+    try:
+        tree = ast.parse(code, mode="eval")
+    except SyntaxError:
+        raise ValueError(f"-k: cannot read {expression!r}: words, and, or, not, ()") from None
+    if any(isinstance(node, (ast.Call, ast.Tuple)) for node in ast.walk(tree)):  # two words, or none, by parentheses
+        raise ValueError(f"-k: expected 'and' or 'or' between words, and a word in parentheses, in {expression!r}")
+    compiled = compile(tree, "-k", "eval")
+    return lambda text: bool(eval(compiled, {"has": _Parts(text)}))
+
+
+class _Parts:
+    """The parts of a name: has[word] says whether one of them begins with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getitem__(self, word: str) -> bool:
+        return re.search(r"(?:^|[-_])" + re.escape(word), self.name) is not None

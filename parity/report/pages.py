@@ -1,0 +1,263 @@
+"""A checkup as JSON, JUnit, Markdown and one static page of HTML."""
+
+from __future__ import annotations
+
+import html
+import importlib.resources
+import itertools
+import json
+import math
+from xml.sax.saxutils import escape, quoteattr
+
+from ..checkup.locate import ULP_BINS
+from ..checkup.record import AXES, Checkup, Row, label, lacking
+from ..grid.verdict import Verdict
+
+COLOURS = {
+    Verdict.BITWISE: "#1a7f4b",
+    Verdict.ROUNDING: "#66b287",
+    Verdict.NOT_OFFERED: "#b8bcc4",
+    Verdict.OTHER_MASKS: "#c9d36a",
+    Verdict.TOLERANCE: "#e3b341",
+    Verdict.DIFFERENT: "#c93c37",
+    Verdict.ERROR: "#7d2a8c",
+}
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def as_json(checkup: Checkup) -> str:
+    """Versions, threads, seed, findings, one entry for each case."""
+    diagnosis = checkup.diagnosis
+    data = {
+        "subject": checkup.subject,
+        "class": checkup.class_name,
+        "verdict": checkup.verdict,
+        "same": checkup.same,
+        "seed": checkup.seed,
+        "seconds": round(checkup.seconds, 2),
+        "environment": checkup.environment,
+        "findings": [vars(finding) for finding in diagnosis.findings],
+        "unexplained": [vars(one) for one in diagnosis.unexplained],
+        "errors": diagnosis.errors,
+        "not offered": diagnosis.not_offered,
+        "notes": checkup.notes,
+        "first difference": str(checkup.location) if checkup.location else None,
+        "growth": checkup.growth
+        and {"errors": checkup.growth.errors, "slope": checkup.growth.slope, "kind": checkup.growth.kind},
+        "ulps": {str(end): count for end, count in checkup.ulps.items()},
+        "counts": {verdict.label: count for verdict, count in checkup.counts.items()},
+        "cases": {
+            row.case.name: {"verdict": row.verdict.label, "what": row.what, "error": _finite(row.error)}
+            for row in checkup.rows
+        },
+        "script": checkup.script,
+    }
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _finite(error: float) -> float | None:
+    return error if math.isfinite(error) else None
+
+
+def as_junit(checkup: Checkup) -> str:
+    """One test case for each case, and one for the diagnosis."""
+    name = f"parity.{checkup.subject}"
+    entries = [_junit("diagnosis", name, "" if checkup.diagnosis.same else str(checkup.diagnosis), Verdict.DIFFERENT)]
+    entries += [
+        _junit(row.case.name, name, "" if row.verdict.passes else row.what, row.verdict) for row in checkup.rows
+    ]
+    failures = sum("<failure" in entry or "<error" in entry for entry in entries)
+    skipped = checkup.counts[Verdict.NOT_OFFERED]
+    head = f'name={quoteattr(name)} tests="{len(entries)}" failures="{failures}" skipped="{skipped}"'
+    head += f' time="{checkup.seconds:.2f}"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n<testsuite {head}>\n' + "\n".join(entries) + "\n</testsuite>\n"
+
+
+def _junit(name: str, group: str, message: str, verdict: Verdict) -> str:
+    inside = ""
+    if message:
+        tag = "error" if verdict is Verdict.ERROR else "failure"
+        inside = f"<{tag} message={quoteattr(message.splitlines()[0])}>{escape(message)}</{tag}>"
+    elif verdict is Verdict.NOT_OFFERED:
+        inside = '<skipped message="not offered"/>'
+    return f"  <testcase classname={quoteattr(group)} name={quoteattr(name)}>{inside}</testcase>"
+
+
+def as_markdown(checkup: Checkup) -> str:
+    """For a pull request."""
+    mark = "same" if checkup.same else "different"
+    lines = [f"### parity: `{checkup.subject}` ({mark})", "", f"{checkup.verdict}.", ""]
+    for finding in checkup.diagnosis.findings:
+        where = f" (the convention of {finding.where})" if finding.where else ""
+        lines += [f"- **{finding.what}**{where}  ", f"  To do: {finding.fix}  ", f"  <sub>{finding.evidence}</sub>"]
+    lines += [f"- {one}" for one in checkup.diagnosis.unexplained]
+    lines += [f"- `{probe}`: {error}" for probe, error in checkup.diagnosis.errors.items()]
+    if checkup.location:
+        lines += ["", f"First difference: {checkup.location}"]
+    if checkup.rows:
+        lines += ["", "| verdict | cases |", "|---|---|"]
+        lines += [f"| {verdict.label} | {count} |" for verdict, count in sorted(checkup.counts.items())]
+    if checkup.diagnosis.not_offered:
+        lines += ["", "Not offered: " + ", ".join(lacking(checkup))]
+    if checkup.script:
+        lines += ["", "<details><summary>The smallest case, with torch alone</summary>", "", "```python"]
+        lines += [checkup.script.rstrip(), "```", "", "</details>"]
+    lines += ["", f"<sub>torch {checkup.environment['torch']}, seed {checkup.seed}, {checkup.seconds:.1f} s</sub>"]
+    return "\n".join(lines) + "\n"
+
+
+# HTML -----------------------------------------------------------------------------------------------------------------
+
+STYLE = importlib.resources.files(__package__).joinpath("page.css").read_text()
+
+
+COPY = "navigator.clipboard.writeText(document.getElementById('script').textContent)"
+
+
+def as_html(checkup: Checkup) -> str:
+    """One page that needs nothing from elsewhere."""
+    e = html.escape
+    diagnosis = checkup.diagnosis
+    colour = COLOURS[Verdict.BITWISE if checkup.same else Verdict.DIFFERENT]
+    body = [f"<h1>{e(checkup.verdict)}</h1>"]
+    counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(checkup.counts.items()))
+    summary = f"{len(checkup.rows)} cases: {counts}" if checkup.rows else "no cases were run"
+    badge = f'<span class="badge" style="background:{colour}">{"same" if checkup.same else "different"}</span>'
+    body.append(f"<p>{badge} {e(summary)}</p>")
+    for finding in diagnosis.findings:
+        where = f"<br>The convention of: {e(finding.where)}" if finding.where else ""
+        body.append(
+            f'<div class="finding"><b>{e(finding.what)}</b>{where}<br>To do: {e(finding.fix)}'
+            f'<br><span class="muted">{e(finding.evidence)}</span></div>'
+        )
+    others = [str(one) for one in diagnosis.unexplained] + [
+        f"{probe}: {error}" for probe, error in diagnosis.errors.items()
+    ]
+    body += [f'<div class="finding">{e(other)}</div>' for other in others]
+    if checkup.location:
+        body += ["<h2>The first number that differs</h2>", f"<p>{e(str(checkup.location))}</p>"]
+    figures = [_growth(checkup), _ulps(checkup)]
+    if any(figures):
+        body += ['<h2>A long sequence in float32</h2><div class="charts">', *figures, "</div>"]
+    if checkup.rows:
+        body += ["<h2>Every axis against every other: the worst verdict</h2>", heat_map(checkup.rows), _key()]
+    if checkup.script:
+        body += [
+            f'<h2>The smallest case <button onclick="{COPY}">copy</button></h2>',
+            f'<pre id="script">{e(checkup.script)}</pre>',
+        ]
+    if diagnosis.not_offered:
+        rows = "".join(f"<tr><th>{e(probe)}</th><td>{e(why)}</td></tr>" for probe, why in lacking(checkup).items())
+        body += ["<h2>Not offered</h2>", f"<table style='text-align:left'>{rows}</table>"]
+    if checkup.notes:
+        body += ["<h2>Read as</h2>", f"<pre>{e(chr(10).join(checkup.notes))}</pre>"]
+    facts = ", ".join(f"{key} {value}" for key, value in checkup.environment.items())
+    body.append(f'<p class="muted">{e(facts)}, seed {checkup.seed}, {checkup.seconds:.1f} s</p>')
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{e(checkup.subject)}</title>'
+    )
+    return (
+        f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def heat_map(rows: list[Row]) -> str:
+    """The worst verdict of the cases that have both values; the number is how many fail."""
+    values = [
+        (axis, value)
+        for axis in AXES
+        for value in sorted({getattr(row.case, axis) for row in rows}, key=str)
+        if len({getattr(row.case, axis) for row in rows}) > 1
+    ]
+    names = [html.escape(label(axis, value)) for axis, value in values]
+    top = "".join(f'<th class="top"><span>{name}</span></th>' for name in names)
+    lines = [f"<tr><th></th>{top}</tr>"]
+    for (axis, value), name in zip(values, names, strict=True):
+        cells = []
+        for (other, wanted), other_name in zip(values, names, strict=True):
+            both = [r for r in rows if getattr(r.case, axis) == value and getattr(r.case, other) == wanted]
+            if (axis == other and value != wanted) or not both:
+                cells.append("<td></td>")
+                continue
+            worst = max((r.verdict for r in both), key=lambda verdict: (not verdict.passes, verdict))
+            failing = sum(not r.verdict.passes for r in both)
+            title = f"{name}, {other_name}: {len(both)} cases, worst {worst.label}"
+            cells.append(f'<td style="background:{COLOURS[worst]}" title="{title}">{failing or ""}</td>')
+        lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
+    return f'<div class="map"><table>{"".join(lines)}</table></div>'
+
+
+def _key() -> str:
+    items = "".join(
+        f'<span><i style="background:{colour}"></i>{verdict.label}</span>' for verdict, colour in COLOURS.items()
+    )
+    return f'<p class="key muted">{items}</p>'
+
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 24
+
+
+def _growth(checkup: Checkup) -> str:
+    """Error against step, on a logarithmic scale."""
+    if checkup.growth is None or checkup.growth.kind == "none":
+        return ""
+    shown = [(step, math.log10(error)) for step, error in enumerate(checkup.growth.errors) if 0 < error < math.inf]
+    low, high = math.floor(min(y for _, y in shown)) - 1, math.ceil(max(y for _, y in shown))
+    x_scale = (WIDTH - LEFT - 10) / max(1, len(checkup.growth.errors) - 1)
+    y_scale = (HEIGHT - BOTTOM - 10) / (high - low)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return LEFT + x * x_scale, 10 + (high - y) * y_scale
+
+    grid = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{at(0, y)[1]:.1f}" y2="{at(0, y)[1]:.1f}" stroke="#8883"/>'
+        f'<text x="{LEFT - 6}" y="{at(0, y)[1] + 4:.1f}" text-anchor="end">1e{y}</text>'
+        for y in range(low, high + 1, max(1, (high - low) // 4))
+    )
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in itertools.starmap(at, shown))
+    colour = COLOURS[Verdict.ROUNDING if checkup.growth.kind == "rounding" else Verdict.DIFFERENT]
+    dots = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{colour}"/>' for x, y in itertools.starmap(at, shown)
+    )
+    axis = "".join(
+        f'<text x="{at(step, low)[0]:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step}</text>'
+        for step in range(0, len(checkup.growth.errors), 10)
+    )
+    return (
+        f"<figure><figcaption>Relative error by step: {html.escape(str(checkup.growth))}</figcaption>"
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{grid}'
+        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>{dots}{axis}</svg></figure>'
+    )
+
+
+def _ulps(checkup: Checkup) -> str:
+    """How many numbers are how far from torch.nn's, in units in the last place."""
+    total = sum(checkup.ulps.values())
+    if not total:
+        return ""
+    ends = [*ULP_BINS, -1]
+    names = ["0", "1", "2", *(f"≤{end}" for end in ULP_BINS[3:]), "more"]
+    step = (WIDTH - 20) / len(ends)
+    tallest = max(checkup.ulps.values())
+    bars = ""
+    for k, (end, name) in enumerate(zip(ends, names, strict=True)):
+        share = checkup.ulps[end]
+        height = share / tallest * (HEIGHT - BOTTOM - 24)
+        x, y = 10 + k * step, HEIGHT - BOTTOM - height
+        likely = Verdict.ROUNDING if end <= 16 else Verdict.TOLERANCE
+        colour = COLOURS[{0: Verdict.BITWISE, -1: Verdict.DIFFERENT}.get(end, likely)]
+        bars += f'<rect x="{x + 3:.1f}" y="{y:.1f}" width="{step - 6:.1f}" height="{height:.1f}" fill="{colour}"/>'
+        bars += f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{name}</text>'
+        if share:
+            bars += f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{share / total:.0%}</text>'
+    return (
+        "<figure><figcaption>Units in the last place from torch.nn's output</figcaption>"
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{bars}</svg></figure>'
+    )
+
+
+RENDERERS = {"json": as_json, "junit": as_junit, "markdown": as_markdown, "html": as_html}
