@@ -1,4 +1,4 @@
-"""The compiled path: what torch.compile and torch.export see, in place of a loop that they would unroll step by step.
+"""The compiled path: what torch.compile and torch.export see in place of a loop, which they would unroll.
 
     compile   one operator for each direction, `rnnkit::unroll`: opaque, so one small graph serves every length and batch
     export    torch's `scan` over the same equation: plain ATen, so the artefact runs where there is no rnnkit
@@ -7,7 +7,7 @@ Neither graph grows with the length.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,7 +105,8 @@ class Call(NamedTuple):
 
     def run(self) -> list[Tensor]:
         """Return the output and the state after the last step, with a graph where gradients are enabled."""
-        direction, region = self.direction, nullcontext()
+        direction = self.direction
+        region: AbstractContextManager[Any] = nullcontext()
         if self.autocast is not None:  # the graph is run outside of the autocast region that it was traced in
             region = torch.autocast(self.tensors[0].device.type, self.autocast, cache_enabled=False)
         with region:
@@ -188,18 +189,15 @@ def _unroll_backward(grads: list[Tensor], results: list[Tensor], *args: Any) -> 
     call = Call(*args)
     if call.taped:
         needed = call.among_all(call.needed, False)
-        output, *tape = results[0], *results[len(grads) :]
-        found = fast.Loop(call.direction).backward(output, tape, grads, needed)
-        found = [grad for grad, there in zip(found, call.there, strict=True) if there]
-        return [grad.contiguous() for grad, need in zip(found, call.needed, strict=True) if need and grad is not None]
+        by_place = fast.Loop(call.direction).backward(results[0], results[len(grads) :], grads, needed)
+        return [d.contiguous() for d, need in zip(by_place, needed, strict=True) if need and d is not None]
     # What forward computed is computed once more, with a graph: operators hand on tensors, and no graph.
     with torch.inference_mode(False), torch.enable_grad():
-        pairs = zip(call.tensors, call.needed, strict=True)
-        variables = [tensor.detach().requires_grad_(need) for tensor, need in pairs]
+        variables = [t.detach().requires_grad_(need) for t, need in zip(call.tensors, call.needed, strict=True)]
         pairs = zip(call._replace(tensors=variables).run(), grads, strict=True)
-        ys, gs = zip(*((y, grad) for y, grad in pairs if y.requires_grad), strict=True)
-        found = torch.autograd.grad(ys, [v for v in variables if v.requires_grad], gs, materialize_grads=True)
-    return [grad.clone(memory_format=torch.contiguous_format) for grad in found]
+        ys, dys = zip(*((y, dy) for y, dy in pairs if y.requires_grad), strict=True)
+        found = torch.autograd.grad(ys, [v for v in variables if v.requires_grad], dys, materialize_grads=True)
+    return [d.clone(memory_format=torch.contiguous_format) for d in found]
 
 
 @_unroll_backward.register_fake

@@ -175,7 +175,7 @@ class RNNBase(nn.Module):
         return hx if form.packed is None else self.permute_hidden(hx, form.unsorted_indices)
 
     def _fused_by_autocast(self, form: Form, rows: Tensor) -> bool:
-        """Say whether torch.nn hands this call to oneDNN's LSTM, which autocast runs wholly in its dtype, states too."""
+        """Say whether torch.nn hands this call to oneDNN's LSTM: autocast runs that wholly in its dtype, states too."""
         return (
             self.mode == "LSTM"
             and form.packed is None
@@ -263,7 +263,7 @@ class RNNBase(nn.Module):
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
     def _check(self, batch: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int) -> None:
-        """Check what a call must satisfy beyond its ranks. A graph can't ask what batch_sizes hold: its operator does."""
+        """Check what a call must satisfy beyond its ranks. A graph can't ask what batch_sizes hold; its operator does."""
         checks.check_settings(self.path, self.checkpoint_every)
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
         if self.mode != "LSTM" or batch_sizes is None or tracing:

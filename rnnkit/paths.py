@@ -59,7 +59,11 @@ RULES = (
     Rule("readable", "{steps} steps don't pay", lambda stack: not fast.pays(stack)),
     Rule("readable", "the input is empty", lambda stack: stack.input.numel() == 0),
     Rule("readable", "the packed rows have one dimension, which torch refuses", lambda stack: stack.input.dim() < 2),
-    Rule("readable", "only an LSTM's kernel projects", lambda stack: not fast.projects(stack)),
+    Rule(
+        "readable",
+        "only an LSTM's kernel projects",
+        lambda stack: stack.weights[0].w_hr is not None and not fast.KERNELS[stack.equation.step].projects,
+    ),
     Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
     Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "a functorch transform is active", lambda stack: _functorch.peek_interpreter_stack() is not None),
@@ -90,5 +94,11 @@ def choose(stack: Stack) -> Choice:
 
 
 def run(stack: Stack) -> Results:
-    """Run a stack by the path that it takes."""
-    return run_by(stack, LAYERS[rule(stack).path])
+    """Run a stack by the path that it takes. The caller may write on the output: backward doesn't read that one."""
+    path = rule(stack).path
+    output, finals = run_by(stack, LAYERS[path])
+    if (
+        path == "fast" and output.requires_grad and not stack.bidirectional
+    ):  # both directions have been joined in a copy
+        output = output.clone()
+    return output, finals

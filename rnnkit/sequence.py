@@ -51,7 +51,8 @@ class Form(NamedTuple):
         """Return the input's data as a batch: (L, N, H_in) or (N, L, H_in), or packed rows (S, H_in)."""
         if self.packed is not None:
             return self.packed.data
-        return input if self.batched else input.unsqueeze(self.batch_dim)
+        batch: Tensor = input if self.batched else input.unsqueeze(self.batch_dim)
+        return batch
 
     def rows(self, batch: Tensor) -> Tensor:
         """Return a batch in the order of time: (L, N, H_in) or (S, H_in)."""

@@ -19,7 +19,7 @@ from .autograd import differentiate, plain, unroll
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
-__all__ = ["DTYPES", "KERNELS", "Loop", "differentiate", "layer", "new_tape", "pays", "plain", "projects", "unroll"]
+__all__ = ["DTYPES", "KERNELS", "Loop", "differentiate", "layer", "new_tape", "pays", "plain", "unroll"]
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -27,11 +27,6 @@ DTYPES = (torch.float32, torch.float64)
 def layer(directions: Sequence[Direction]) -> Results:
     """Run a layer by its directions, both at once where that pays."""
     return pair.run(directions, unroll) if pair.pays(directions) else one_by_one(unroll)(directions)
-
-
-def projects(stack: Stack) -> bool:
-    """Say whether the equation's kernel has the projection, if the weights have one."""
-    return stack.weights[0].w_hr is None or KERNELS[stack.equation.step].projects
 
 
 def pays(stack: Stack | Direction) -> bool:

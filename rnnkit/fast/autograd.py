@@ -38,7 +38,7 @@ def plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
 
 
 class ThroughTime(Function):
-    """A direction over time, with `direction.tensors` for autograd to see. Its tape is kept, or made again if `again`."""
+    """A direction over time, with `direction.tensors` for autograd to see. Its tape is kept, or if `again` made again."""
 
     @staticmethod
     def forward(ctx: Any, direction: Direction, again: bool, *tensors: Tensor | None) -> Any:
@@ -75,7 +75,7 @@ def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: 
         aliases = [None if t is None else t.view_as(t) for t in direction.tensors]
         output, state = recurrence.unroll(direction.given(aliases))
         given = [(y, g) for y, g in zip((output, *state), grads, strict=True) if g is not None and y.requires_grad]
-        wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+        wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need and alias is not None]
         ys, gs = zip(*given, strict=True)
         found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=again, allow_unused=True))
     return [next(found) if need else None for need in needed]
@@ -86,24 +86,24 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
     tensors = direction.tensors if torch.is_grad_enabled() else []
     if not any(t is not None and t.requires_grad for t in tensors):
         return Loop(direction).forward(None)
-    every = direction.checkpoint_every
-    if every is None or KERNELS[direction.equation.step].tapeless:
-        output, *state = ThroughTime.apply(direction, False, *tensors)  # type: ignore[no-untyped-call]
-        return output, tuple(state)
+    again = direction.checkpoint_every is not None and not KERNELS[direction.equation.step].tapeless
     outputs, state = [], direction.state
-    for segment in segments(direction, every):
+    for segment in segments(direction) if again else [direction]:
         segment = segment._replace(state=state)
-        output, *state = ThroughTime.apply(segment, True, *segment.tensors)  # type: ignore[no-untyped-call]
+        output, *state = ThroughTime.apply(segment, again, *segment.tensors)  # type: ignore[no-untyped-call]
         outputs.append(output)
-    return torch.cat(outputs[::-1] if direction.reverse else outputs), tuple(state)
+    if direction.reverse:
+        outputs.reverse()
+    return torch.cat(outputs) if again else outputs[0], tuple(state)
 
 
-def segments(direction: Direction, every: int) -> list[Direction]:
-    """Cut a direction into pieces of `every` steps, in the order in which it takes them. Their state is yet to come."""
+def segments(direction: Direction) -> list[Direction]:
+    """Cut a direction at its checkpoints, in the order in which it takes the steps. Their state is yet to come."""
+    every = direction.checkpoint_every or direction.length
     if direction.batch_sizes is None:
-        cut = [direction._replace(input=input) for input in direction.input.split(every)]
+        cut = [direction._replace(input=input) for input in torch.split(direction.input, every)]
     else:
-        sizes = direction.batch_sizes.split(every)
+        sizes = torch.split(direction.batch_sizes, every)
         inputs = direction.input.split_with_sizes([int(part.sum()) for part in sizes])
         cut = [direction._replace(input=input, batch_sizes=part) for input, part in zip(inputs, sizes, strict=True)]
     return cut[::-1] if direction.reverse else cut

@@ -1,8 +1,8 @@
 """The equations of torch.nn once more, for speed: in place, each with its derivative below it.
 
-`Kernel` lists what a kernel does, in the order in which it is called: forward, a span's igates are prepared and its steps
-taken; back, the local derivatives of all of its steps are formed at once, for gradients yet to come, and then, from the
-last step to the first, scaled by the gradients that arrive at a step.
+`Kernel` lists what a kernel does, in the order in which it is called. Forward, a span's igates are prepared and its
+steps taken. Back, the local derivatives of all of its steps are formed at once, for gradients yet to come; then, from
+the last step to the first, they are scaled by the gradients that arrive at a step.
 
 In the loops a step is one product and few small operations, each a call from Python: the views are cut so that a call
 takes several gates at once. Letters are those of `equations`: i, f, g, o, c, h; r, z, n, h. a is the pre-activations,
@@ -20,14 +20,12 @@ from torch import Tensor
 from ..equations import EQUATIONS, State, Step
 from .products import Product
 
+Derivatives: TypeAlias = tuple[Tensor, Sequence[Tensor]]  # da, and views for each step
 Steps: TypeAlias = Iterable[tuple[Any, ...]]  # for each step its part of several tensors' rows
 
 
 def _direct(operator: Any) -> Callable[..., Tensor]:
-    """Return an operator that torch offers by no function, without the Python around it, a third of a call's time.
-
-    Should torch hide it otherwise, the operator itself does.
-    """
+    """Return an operator without the Python around it, which takes a third of a call, as far as torch has it so."""
     return getattr(operator, "_op", operator)  # type: ignore[no-any-return]
 
 
@@ -71,17 +69,16 @@ class Kernel(ABC):
         a has the rows of all steps, or those of one, which all steps then share. `rows` are those of the igates.
         """
 
-    def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
-        """Prepare x, the igates of a span, and its tape for the steps. b_hh is None where hgates have it already."""
-        return
-
     @abstractmethod
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
-        """Return what `forward` takes of each step: views of x and of the tape."""
+    def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
+        """Prepare x, the igates of a span, and its tape. Return what `forward` takes of each step: views of them.
+
+        b_hh is None where hgates have it already.
+        """
 
     @abstractmethod
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
-        """Take the steps (y, m, *views) and return the state after the last one.
+        """Take the steps (y, m, *prepared) and return the state after the last one.
 
         Writes h before projection to m, and to y its projection; without one, m is y.
         """
@@ -91,22 +88,18 @@ class Kernel(ABC):
         return (output,)
 
     @abstractmethod
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Derivatives:
         """Write the local derivatives to `space` (rows, derived*H); `before` is the state before every step.
 
-        returns da first, which is to become the gradients of the pre-activations, and what else `backward` needs
+        returns da, which is to become the gradients of the pre-activations, and what `backward` takes of each step
         """
 
     @abstractmethod
-    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return what `backward` takes of each step."""
-
-    @abstractmethod
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
-        """Take the steps (dy, *back_views) back and return the gradient of the state before the first one.
+        """Take the steps (dy, *views) back and return the gradient of the state before the first one.
 
         dstate is the gradient of the state after the last step, with what arrives by that step's output; it is written
-        to. dy is what arrives by the output of the step that is taken next. With a projection their sum is written to dy.
+        to. dy is what arrives by the output of the step that is taken next. With a projection, dy receives their sum.
         """
 
     def dhgates(self, da: Tensor) -> Tensor:
@@ -131,7 +124,7 @@ class RNN(Kernel):
     def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         return ()
 
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
+    def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         return (x,)
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
@@ -146,11 +139,8 @@ class RNN(Kernel):
             h = y
         return (h,)
 
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
-        return space, m  # nothing yet: `backward` has one operation that forms the derivative and scales it
-
-    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
-        return derivatives
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Derivatives:
+        return space, (space, m)  # nothing yet: `backward` has one operation that forms the derivative and scales it
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         (w, addmm, _), relu = dh, self.relu
@@ -178,7 +168,7 @@ class LSTM(Kernel):
         shape = a.size(0), a.size(1) // 4
         return a, a.new_empty(shape), a.new_empty(shape)
 
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
+    def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         a, g, c = tape
         i, f, tc, o = a.chunk(4, 1)
         return x, a, i, f, tc, o, g, c, *((a,) if by.whole else (i, f, o))
@@ -203,7 +193,7 @@ class LSTM(Kernel):
     def after(self, output: Tensor, tape: Sequence[Tensor]) -> State:
         return output, tape[2]
 
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Derivatives:
         (a, g, _), (_, c) = tape, before
         i, f, tc, o = a.chunk(4, 1)
         di, df, dg, do, dc_dm = space.chunk(5, 1)
@@ -212,12 +202,9 @@ class LSTM(Kernel):
         _tanh_backward(i, g, grad_input=dg)  # dg = i * (1 - g²), times dc'
         _sigmoid_backward(tc, o, grad_input=do)  # do = tanh(c') * o * (1 - o), times dm
         _tanh_backward(o, tc, grad_input=dc_dm)  # dc' = o * (1 - tanh²(c')), times dm
-        return space.narrow(1, 0, a.size(1)), dc_dm, f
-
-    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
-        da, dc_dm, f = derivatives
+        da = space.narrow(1, 0, a.size(1))
         gates = da.view(da.size(0), 4, -1)
-        return da, gates.narrow(1, 0, 3), gates.select(1, 3), dc_dm, f
+        return da, (da, gates.narrow(1, 0, 3), do, dc_dm, f)
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         w, addmm, _ = dh
@@ -236,8 +223,8 @@ class LSTM(Kernel):
 class GRU(Kernel):
     """n = tanh(n_i + r*n_h), h' = (h - n)*z + n.
 
-    On the tape (a, n) r and z take the place of their pre-activations, and n_h that of n_i, which becomes n in memory of
-    its own. The derivatives stand side by side as those of r, z, n_h, n_i: the first three are dhgates.
+    On the tape (a, n) r and z take the place of their pre-activations, and n_h that of n_i, which becomes n elsewhere.
+    The derivatives stand side by side as those of r, z, n_h, n_i: the first three are dhgates.
     """
 
     pays_from = {torch.float32: (5, 4), torch.float64: (8, 4)}
@@ -251,16 +238,13 @@ class GRU(Kernel):
     def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         return a, a.new_empty(rows, a.size(1) // 3)
 
-    def begin(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None) -> None:
-        H = x.size(1) // 3
+    def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
+        (a, n), H = tape, x.size(1) // 3
         n_i = x.narrow(1, 2 * H, H)
-        tape[1].copy_(n_i)
+        n.copy_(n_i)
         n_i.copy_(b_hh.narrow(0, 2 * H, H)) if b_hh is not None else n_i.zero_()
-
-    def views(self, x: Tensor, tape: Sequence[Tensor], by: Arithmetic) -> Sequence[Tensor]:
-        a, n = tape
         r, z, n_h = a.chunk(3, 1)
-        return x, a, r, z, n_h, n, *((a.narrow(1, 0, 2 * n.size(1)),) if by.whole else (r, z))
+        return x, a, r, z, n_h, n, *((a.narrow(1, 0, 2 * H),) if by.whole else (r, z))
 
     def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
         (w, addmm, _), add_product, tanh, sub = hgates, by.add_product, torch.tanh, torch.sub
@@ -274,7 +258,7 @@ class GRU(Kernel):
             h = add_product(n, sub(h, n, out=y), z, out=y)  # (h - n)*z + n
         return (h,)
 
-    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Sequence[Tensor]:
+    def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Derivatives:
         (a, n), (h,) = tape, before
         r, z, n_h = a.chunk(3, 1)
         dr, dz, dn_h, dn_i = space.chunk(4, 1)  # all times dh'
@@ -282,12 +266,7 @@ class GRU(Kernel):
         torch.mul(dn_i, r, out=dn_h)  # dn_h = dn_i * r
         _sigmoid_backward(torch.mul(dn_i, n_h, out=dr), r, grad_input=dr)  # dr = dn_i * n_h * r * (1 - r)
         _sigmoid_backward(torch.sub(h, n, out=dz), z, grad_input=dz)  # dz = (h - n) * z * (1 - z)
-        return space, z
-
-    def back_views(self, derivatives: Sequence[Tensor]) -> Sequence[Tensor]:
-        da, z = derivatives
-        H = z.size(1)
-        return da.narrow(1, 0, 3 * H), da.view(da.size(0), 4, H), z
+        return space, (self.dhgates(space), space.view(space.size(0), 4, -1), z)
 
     def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
         (w, addmm, _), addcmul = dh, torch.addcmul

@@ -29,7 +29,7 @@ Grads: TypeAlias = list[Tensor | None]
 
 
 def new_tape(direction: Direction) -> list[Tensor]:
-    """Allocate what `Loop.forward` writes and `Loop.backward` reads. Sizes are not looked at, for they may be symbols."""
+    """Allocate what `Loop.forward` writes and `Loop.backward` reads. No size is looked at: it may be a symbol."""
     input, packed = direction.input, direction.batch_sizes is not None
     rows = input.size(0) if packed else input.size(0) * input.size(1)
     return _tape(direction, _igates_memory(direction, rows), rows)
@@ -91,13 +91,13 @@ class Loop:
             if tape is None:  # all steps share what they write on
                 tape = _tape(self.direction, x.new_empty(time.N, x.size(1)), most)
             igates, hgates, project = self._igates(most), self._hgates(), self._project()
+            b_hh = None if self.exact else self.weights.b_hh
             for span in spans:
                 of_x, of_output, *of_tape = self._of(span, x, output, *tape)
                 *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
                 of_x = igates(span, of_x)
-                kernel.begin(of_x, of_tape, None if self.exact else self.weights.b_hh)
-                views = of_output, m, *kernel.views(of_x, of_tape, self.arithmetic)
-                for n, steps in time.stretches(span, views):
+                prepared = kernel.prepare(of_x, of_tape, b_hh, self.arithmetic)
+                for n, steps in time.stretches(span, [of_output, m, *prepared]):
                     state = carry.resize(n)
                     carry.state = kernel.forward(state, zip(*steps, strict=True), hgates, project, self.arithmetic)
         return self._as_steps(output), tuple(s.clone() for s in carry.whole())
@@ -146,6 +146,7 @@ class Loop:
         dh_next = self._repeated(self.weights.w_hh)
         unproject = None if self.weights.w_hr is None else self._repeated(self.weights.w_hr)
         space = products.in_odd_lines(output, max(span.rows for span in spans), kernel.derived * self.state[-1].size(1))
+        zero = torch.zeros_like(self.state[0])
         for span in reversed(spans):
             of_rows, of_output, *of_tape = self._of(span, self.rows, output, *tape)
             *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
@@ -154,33 +155,27 @@ class Loop:
                 dh = torch.zeros_like(of_output) if dh is None else dh.clone()
             with torch.inference_mode():
                 before = tuple(time.before(span, *states) for states in zip(self.state, after, strict=True))
-                derivatives = kernel.derivatives(of_tape, m, before, space[: span.rows])
-                self._steps_back(span, carry, dh, derivatives, dh_next, unproject)
-            digates = totals.add(derivatives[0], of_rows, before[0], dh, m)
+                da, views = kernel.derivatives(of_tape, m, before, space[: span.rows])
+                self._steps_back(span, carry, [zero if dh is None else dh, *views], dh_next, unproject)
+            digates = totals.add(da, of_rows, before[0], dh, m)
             if dx is not None:
                 span.of(dx, time.total).copy_(products.linear(digates, self.weights.w_ih.t()))
         return [None if dx is None else self._as_steps(dx), *totals.whole(), *carry.whole()]
 
     def _steps_back(
-        self,
-        span: Span,
-        carry: Carry,
-        dh: Tensor | None,
-        derivatives: Sequence[Tensor],
-        dh_next: Product,
-        unproject: Product | None,
+        self, span: Span, carry: Carry, views: Sequence[Tensor], dh_next: Product, unproject: Product | None
     ) -> None:
         """Take the steps of `span` back: carry the gradient of the state along, turn the derivatives into gradients.
 
-        dh is the gradient of the output; if that was projected, what arrives by the state is added to it.
+        views  the gradient of the output, to which, if that was projected, is added what arrives by the state; and the
+               kernel's of the derivatives
         """
-        dy = torch.zeros_like(self.state[0]) if dh is None else dh
-        for n, steps in self.time.stretches(span, [dy, *self.kernel.back_views(derivatives)], back=True):
-            (arriving, *views), (d, *others) = steps, carry.resize(n)
+        for n, steps in self.time.stretches(span, views, back=True):
+            (arriving, *rest), (d, *others) = steps, carry.resize(n)
             d = arriving[0].add_(d) if self.projected else d.add_(arriving[0])
             # With a step goes what arrives at the one that is taken next; for the last of these, that comes later.
             later = *arriving[1:], torch.zeros_like(d)
-            carry.state = self.kernel.backward((d, *others), zip(later, *views, strict=True), dh_next, unproject)
+            carry.state = self.kernel.backward((d, *others), zip(later, *rest, strict=True), dh_next, unproject)
 
 
 class Totals:

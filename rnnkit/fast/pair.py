@@ -5,6 +5,7 @@ input when the forward one takes the first's. All of it is plain torch operation
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +27,9 @@ def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
     forward, reverse = directions
     gates = len(forward.equation.gates)
     w_ih, w_hh, b_ih, b_hh, w_hr = zip(forward.weights, reverse.weights, strict=True)
+    biases = side_by_side(*b_ih, gates), side_by_side(*b_hh, gates)
     weights = Weights(
-        blocks(*w_ih, gates),
-        blocks(*w_hh, gates),
-        side_by_side(*b_ih, gates),
-        side_by_side(*b_hh, gates),
-        None if w_hr[0] is None else blocks(*w_hr, 1),
+        blocks(w_ih, gates), blocks(w_hh, gates), *biases, blocks(w_hr, 1) if w_hr[0] is not None else None
     )
     input = torch.cat((forward.input, forward.input.flip(0)), -1)
     state = tuple(torch.cat(pair, -1) for pair in zip(forward.state, reverse.state, strict=True))
@@ -41,11 +39,11 @@ def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
     return torch.cat((ahead, back.flip(0)), -1), [*finals]
 
 
-def blocks(forward: Tensor, reverse: Tensor, gates: int) -> Tensor:
-    """Return two weights (G*H, F) as one (G*2*H, 2*F), in each gate's rows the one above the other, zero elsewhere."""
-    ahead, back = forward.view(gates, -1, forward.size(1)), reverse.view(gates, -1, reverse.size(1))
-    zeros = torch.zeros_like(ahead)
-    return torch.cat((torch.cat((ahead, zeros), 2), torch.cat((zeros, back), 2)), 1).flatten(0, 1)
+def blocks(pair: tuple[Any, ...], gates: int) -> Tensor:
+    """Return two weights (G*H, F) as one (G*2*H, 2*F), in each gate's rows one above the other, zero elsewhere."""
+    forward, reverse = (weight.view(gates, -1, weight.size(1)) for weight in pair)
+    zeros = torch.zeros_like(forward)
+    return torch.cat((torch.cat((forward, zeros), 2), torch.cat((zeros, reverse), 2)), 1).flatten(0, 1)
 
 
 def side_by_side(forward: Tensor | None, reverse: Tensor | None, gates: int) -> Tensor | None:

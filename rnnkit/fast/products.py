@@ -1,11 +1,10 @@
 """Matrix products, by whichever of torch's two libraries is the faster for the size.
 
 torch's products of float32 matrices go to MKL, which is fastest where the weight lies transposed in memory: a copy of
-it, once for all steps, halves the time of a step at many sizes. oneDNN, which torch carries too, takes a weight packed
-and a call of it costs some ten microseconds more: on some processors it is twice as fast for all but small products, on
-some for large weights alone, on some for none. Which one pays is measured, not looked up by the processor's name: once
-in a process for each size, in a few milliseconds. So within a process equal calls give equal bits; between processes
-they do where torch.use_deterministic_algorithms is on: then nothing is measured, and MKL forms all products.
+it, once for all steps, halves the time of a step at many sizes. oneDNN, which torch carries too, takes a packed weight:
+on some processors it is twice as fast for large products, on some for none. Which one pays is measured, once in a
+process for each size, in a few milliseconds. So within a process equal calls give equal bits; between processes they do
+where torch.use_deterministic_algorithms is on: then nothing is measured, and MKL forms all products.
 """
 
 import timeit
@@ -88,15 +87,13 @@ def _onednn_is_faster(use: Use, threads: int, rows: int, outputs: int, inputs: i
     """Say whether oneDNN takes clearly less time than MKL for `rows` rows and a weight (outputs, inputs), by trying."""
     with torch.no_grad():
         x, w = (torch.ones(n, inputs, dtype=torch.float32, device="cpu") for n in (rows, outputs))
-        if use == "gradient":
-            dy = in_odd_lines(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # columns of wider rows, as it often is
-            mkl, onednn = lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x)
-        else:
-            a, w_t, packed = x.new_ones(rows, outputs), transposed(w), _pack(w, rows)
-            if use == "added":
-                mkl, onednn = lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a)
-            else:
-                mkl, onednn = lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed)
+        dy = in_odd_lines(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # columns of wider rows, as it often is
+        a, w_t, packed = x.new_ones(rows, outputs), transposed(w), _pack(w, rows)
+        mkl, onednn = {
+            "alone": (lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed)),
+            "added": (lambda: torch.addmm(a, x, w_t, out=a), lambda: _onednn_addmm(a, x, packed, out=a)),
+            "gradient": (lambda: torch.mm(dy.t(), x), lambda: _onednn_gradient(dy.to_mkldnn(), x)),
+        }[use]
         return seconds(onednn) < CLEARLY * seconds(mkl)
 
 

@@ -4,7 +4,7 @@ Packed rows are the general case: of S rows, in the order of time, step t has th
 sizes are N. Sizes never grow with time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Span(NamedTuple):
     rows: int
 
     def of(self, tensor: Tensor, total: int) -> Tensor:
-        """Return the span's rows of a tensor that has all `total` rows; of one with fewer, which spans share, the first."""
+        """Return the span's rows of a tensor that has all `total` rows, or the first of one that all spans share."""
         size = tensor.size(0)
         return tensor if size <= self.rows else tensor.narrow(0, self.start if size == total else 0, self.rows)
 
@@ -54,7 +54,7 @@ class Timeline:
     def stretches(
         self, span: Span, tensors: Sequence[Tensor], back: bool = False
     ) -> Iterator[tuple[int, list[Sequence[Tensor]]]]:
-        """Yield the steps of `span` in this direction's order, or back, those on end together that have equally many rows.
+        """Yield the steps of `span` in this direction's order, or back: together those on end with equally many rows.
 
         yields the number of rows, and for each tensor the list of its steps' parts; of a tensor with fewer rows than
         the span, all steps share the first. Parts of one tensor are the same objects wherever it occurs: by that torch
