@@ -1,7 +1,7 @@
 """RNNCell, LSTMCell, GRUCell: one step of an equation, with weights of its own."""
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,11 @@ class RNNCellBase(nn.Module):
 
     @property
     def equation(self) -> Equation:
+        """The record of the recurrence."""
         return EQUATIONS[self.name.removesuffix("Cell")]
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Take one step from the state `hx` on; the class's description has shapes and errors."""
         if input.dim() not in (1, 2):
             raise ValueError(f"{self.name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         self.check_hx(hx)
@@ -67,10 +69,12 @@ class RNNCellBase(nn.Module):
         else:
             state = self.as_state(hx, batched)
             state = state if batched else tuple(s.unsqueeze(0) for s in state)
-        checks.check_cell(rows, state, self.weight_ih, self.weight_hh, len(equation.gates))
+        # Each is read once: under a parametrization that is a computation, which may come out otherwise a second time.
+        w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        checks.check_cell(rows, state, w_ih, w_hh, len(equation.gates))
 
-        igates = F.linear(rows, self.weight_ih, self.bias_ih)  # (N, G*H)
-        hgates = F.linear(state[0], self.weight_hh, self.bias_hh)  # (N, G*H)
+        igates = F.linear(rows, w_ih, b_ih)  # (N, G*H)
+        hgates = F.linear(state[0], w_hh, b_hh)  # (N, G*H)
         state, _ = equation.step(igates, hgates, state)
 
         if not batched:
@@ -98,18 +102,29 @@ class RNNCellBase(nn.Module):
 
 
 class RNNCell(RNNCellBase):
-    """Elman's cell, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with relu in place of tanh.
+    """One step of Elman's network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh.
 
-    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html
+    input_size     H_in, features of the input
+    hidden_size    H, features of the state
+    bias           False: without b_ih and b_hh
+    nonlinearity   "tanh", the default, or "relu"; another is refused by the call, a RuntimeError
+    device, dtype  of the parameters
+
+    Calls `cell(input, hx=None)` take (N, H_in) and (N, H), or (H_in) and (H) unbatched, hx zeros by default, and return
+    h' shaped as hx. They raise ValueError for a wrong rank and RuntimeError for a wrong size or dtype, with torch.nn's
+    messages.
 
     >>> cell = RNNCell(10, 20)
-    >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (N, H)
+    >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (3, 20)
     """
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
 
     name = "RNNCell"
     nonlinearity: str
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def __init__(
         self,
@@ -135,15 +150,25 @@ class RNNCell(RNNCellBase):
 
 
 class LSTMCell(RNNCellBase):
-    """A long short-term memory cell: c' = f*c + i*g and h' = o*tanh(c'), with gates i, f, g, o.
+    """One step of long short-term memory: c' = f*c + i*g and h' = o*tanh(c'), with gates i, f, g, o.
 
-    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
+    input_size     H_in, features of the input
+    hidden_size    H, features of the state
+    bias           False: without b_ih and b_hh
+    device, dtype  of the parameters
+
+    Calls `cell(input, hx=None)` take (N, H_in) and a pair (h, c) of (N, H), or (H_in) and (H) unbatched, zeros by
+    default, and return (h', c') shaped alike. They raise ValueError for a wrong rank, RuntimeError for a wrong size or
+    dtype, TypeError for an hx that is a tensor, in torch.nn's words.
 
     >>> cell = LSTMCell(10, 20)
-    >>> h, c = cell(torch.randn(3, 10), (torch.randn(3, 20), torch.randn(3, 20)))  # each (N, H)
+    >>> h, c = cell(torch.randn(3, 10), (torch.randn(3, 20), torch.randn(3, 20)))  # each (3, 20)
     """
 
     name = "LSTMCell"
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]: ...
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -166,15 +191,25 @@ class LSTMCell(RNNCellBase):
 
 
 class GRUCell(RNNCellBase):
-    """A gated recurrent unit: h' = (1 - z)*n + z*h, with gates r, z, n, and r applied after the product.
+    """One step of a gated recurrent unit: h' = (1 - z)*n + z*h, with gates r, z, n, and r applied after the product.
 
-    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
+    input_size     H_in, features of the input
+    hidden_size    H, features of the state
+    bias           False: without b_ih and b_hh
+    device, dtype  of the parameters
+
+    Calls `cell(input, hx=None)` take (N, H_in) and (N, H), or (H_in) and (H) unbatched, hx zeros by default, and return
+    h' shaped as hx. They raise ValueError for a wrong rank and RuntimeError for a wrong size or dtype, with torch.nn's
+    messages.
 
     >>> cell = GRUCell(10, 20)
-    >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (N, H)
+    >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (3, 20)
     """
 
     name = "GRUCell"
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None

@@ -1,6 +1,6 @@
 """The compiled path: what torch.compile and torch.export see in place of a loop, which they would unroll.
 
-    compile   one operator for each direction, `rnnkit::unroll`: opaque, so one small graph serves every length and batch
+    compile   one operator a direction, `rnnkit::unroll`: opaque, so one small graph serves every length and batch
     export    torch's `scan` over the same equation: plain ATen, so the artefact runs where there is no rnnkit
 
 Neither graph grows with the length.

@@ -1,8 +1,9 @@
 """RNN, LSTM, GRU: an equation over time, directions and layers. One forward serves all three."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +15,25 @@ from .sequence import Form
 from .stack import Stack, Weights
 from .untraced import untraced
 
+Pair: TypeAlias = tuple[Tensor, Tensor]
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class RNNBase(nn.Module):
     """What the three layers share, which is everything but their constructors' signatures.
 
-    mode is a key of EQUATIONS; the other arguments are those of the layers. An equation of your own, entered in
-    EQUATIONS, gets layers, directions, packing and dropout from here: `RNNBase("MY_MODE", input_size, hidden_size)`.
+    mode is a key of EQUATIONS, else ValueError; the other arguments are those of the layers. An equation of your own,
+    entered in EQUATIONS, gets layers, directions, packing and dropout from here: `RNNBase("MY_MODE", 10, 20)`.
 
-    input   (L, N, H_in), or (N, L, H_in) with batch_first, or (L, H_in) unbatched, or a PackedSequence
-    hx      (D*num_layers, N, H_out), without N where unbatched; for an LSTM a pair (h_0, c_0), c_0 of last size H_cell;
-            zeros where not given
-    returns output in the form of the input, with last size D*H_out, and h_n shaped as hx; for an LSTM (h_n, c_n)
+    Two attributes say how calls are computed. Set them on a module, on a class, or for all layers on RNNBase;
+    `rnnkit.explain(module, input, hx)` tells which path a call takes, and why.
 
-    The input has the weights' dtype, unless autocast is on. Raises ValueError or RuntimeError for a wrong number of
-    dimensions, size or dtype, and TypeError for a state that is no tensor, in torch.nn's words, and computes nothing.
-
-    Two attributes say how it is computed. Set them on a module, on a class, or for all layers on RNNBase:
-
-    path              "fast": by hand, in place (bptt) where that serves and pays; where it doesn't pay, in a graph with
-                      fewer operations (joined), if the equation allows it; else as "readable": the definition, in
-                      plain torch operations (recurrence). "always fast": by hand also where that is slower, which a
-                      few small steps are
-    checkpoint_every  of the fast path: to save memory, keep the state of every so many steps and compute the rest again
-                      on the way back; None keeps all
+    path              "fast", the default: kernels in place, differentiated by hand, where they serve and pay, else
+                      the readable path; "always fast": also where they don't pay, as for a few steps; "readable":
+                      the equation in plain torch operations, which has the bits of torch.nn's native kernels
+    checkpoint_every  None, the default: the fast path keeps what backward reads, for an LSTM six numbers a step and
+                      unit. k: it keeps a state every k steps instead, and takes all steps once more on the way back.
+                      TypeError for what is no number, ValueError for one below 1
     """
 
     __constants__ = [
@@ -234,7 +229,12 @@ class RNNBase(nn.Module):
 
     @property
     def _flat_weights(self) -> list[Any]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+        return [weight for weights in self._fetch_weights() for weight in weights]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Sequence[Any]) -> None:
+        """Compute with `weights` until a parameter is replaced, as torch.nn does: higher, for one, sets them."""
+        vars(self)["_given_weights"] = [*weights], [self._weight(name) for name in self._flat_weights_names]
 
     @property
     def all_weights(self) -> list[list[Any]]:
@@ -243,7 +243,15 @@ class RNNBase(nn.Module):
 
     def _fetch_weights(self) -> list[list[Any]]:
         # No property: nn.Module takes an AttributeError inside one for the want of the property, not of the weight.
-        return [[self._weight(name) for name in names] for names in self._all_weights]
+        weights = [[self._weight(name) for name in names] for names in self._all_weights]
+        if "_given_weights" not in vars(self):
+            return weights
+        given, then = vars(self)["_given_weights"]
+        if all(now is before for now, before in zip(chain(*weights), then, strict=True)):
+            each = iter(given)
+            return [[next(each) for _ in names] for names in self._all_weights]
+        del vars(self)["_given_weights"]
+        return weights
 
     def _weight(self, name: str) -> Any:
         known = self._parameters  # most are; finding one there first is faster
@@ -263,7 +271,7 @@ class RNNBase(nn.Module):
         return hx if permutation is None else self._each(hx, lambda state: state.index_select(1, permutation))
 
     def _check(self, batch: Tensor, hx: Any, batch_sizes: Tensor | None, all_weights: list[list[Any]], N: int) -> None:
-        """Check what a call must satisfy beyond its ranks. A graph can't ask what batch_sizes hold; its operator does."""
+        """Check a call beyond its ranks. A graph can't ask what batch_sizes hold; its operator does."""
         checks.check_settings(self.path, self.checkpoint_every)
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
         if self.mode != "LSTM" or batch_sizes is None or tracing:
@@ -330,110 +338,187 @@ class RNNBase(nn.Module):
 
 
 class RNN(RNNBase):
-    """Layers of Elman's network, with tanh or relu.
+    """Layers of Elman's network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh.
 
-    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+    input_size     H_in, features of the input
+    hidden_size    H_cell, features of the state
+    num_layers     layers on top of each other, each of which reads the output of the one below; default 1
+    nonlinearity   "tanh", the default, or "relu"
+    bias           False: without b_ih and b_hh
+    batch_first    True: a padded input and output are (N, L, ...) in place of (L, N, ...); states are not concerned
+    dropout        probability with which what a layer hands to the next is zeroed in training; default 0
+    bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
+    device, dtype  of the parameters
+
+    Calls `rnn(input, hx=None)` take and return
+
+    input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
+    hx             h_0 (D*num_layers, N, H_cell), (D*num_layers, H_cell) unbatched; zeros by default
+    output         every step's h of the last layer (L, N, D*H_cell), forward before reverse; packed if the input is
+    h_n            every layer's last h, shaped as h_0
+
+    Attributes `path` and `checkpoint_every` say how it is computed, see RNNBase. The constructor raises ValueError for
+    a size or a probability out of range and TypeError for a wrong type; a call ValueError or RuntimeError for a wrong
+    rank, size or dtype, before anything is computed. Types and messages are torch.nn.RNN's.
 
     >>> rnn = RNN(10, 20, num_layers=2)
-    >>> output, h_n = rnn(torch.randn(5, 3, 10))  # (L, N, D*H_out) and (D*num_layers, N, H_out)
+    >>> output, h_n = rnn(torch.randn(5, 3, 10))  # (5, 3, 20) and (2, 3, 20)
     """
 
     nonlinearity: str
 
-    @overload
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            nonlinearity: str = "tanh",
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            device: Any = None,
+            dtype: Any = None,
+        ) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        refuse_projection(kwargs)
-        if len(args) > 3:
-            self.nonlinearity = args[3]
-            args = args[:3] + args[4:]
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+        @overload
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+
+    else:
+
+        def __init__(self, *args, **kwargs):
+            refuse_projection(kwargs)
+            if len(args) > 3:
+                self.nonlinearity = args[3]
+                args = args[:3] + args[4:]
+            else:
+                self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+            if self.nonlinearity not in ("tanh", "relu"):
+                raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+            super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
 
 class LSTM(RNNBase):
-    """Layers of long short-term memory, with or without a projection of h.
+    """Layers of long short-term memory: c' = f*c + i*g and h' = o*tanh(c'), with gates i, f, g, o.
 
-    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+    input_size     H_in, features of the input
+    hidden_size    H_cell, features of the cell
+    num_layers     layers on top of each other, each of which reads the output of the one below; default 1
+    bias           False: without b_ih and b_hh
+    batch_first    True: a padded input and output are (N, L, ...) in place of (L, N, ...); states are not concerned
+    dropout        probability with which what a layer hands to the next is zeroed in training; default 0
+    bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
+    proj_size      features to which h is projected, by a weight_hr; default 0, none. H_out is proj_size or hidden_size
+    device, dtype  of the parameters
 
-    >>> lstm = LSTM(10, 20, num_layers=2)
-    >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))  # (L, N, D*H_out) and twice (D*num_layers, N, H)
+    Calls `lstm(input, hx=None)` take and return
+
+    input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
+    hx             (h_0, c_0), (D*num_layers, N, H_out) and (D*num_layers, N, H_cell), no N if unbatched; default zeros
+    output         every step's h of the last layer (L, N, D*H_out), forward before reverse; packed if the input is
+    (h_n, c_n)     every layer's last h and c, shaped as hx
+
+    Attributes `path` and `checkpoint_every` say how it is computed, see RNNBase. The constructor raises ValueError for
+    a size or a probability out of range and TypeError for a wrong type; a call ValueError or RuntimeError for a wrong
+    rank, size or dtype and TypeError for an hx that is no pair, before anything is computed. Types and messages are
+    torch.nn.LSTM's.
+
+    >>> lstm = LSTM(10, 20, num_layers=2, proj_size=5)
+    >>> output, (h_n, c_n) = lstm(torch.randn(7, 3, 10))  # (7, 3, 5), (2, 3, 5) and (2, 3, 20)
     """
 
-    @overload
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            proj_size: int = 0,
+            device: Any = None,
+            dtype: Any = None,
+        ) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+        @overload
+        def __call__(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+        @overload
+        def __call__(
+            self, input: PackedSequence, hx: Pair | None = None
+        ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+
+    else:
+
+        def __init__(self, *args, **kwargs):
+            super().__init__("LSTM", *args, **kwargs)
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
-        """The size of c_0, (D*num_layers, N, H_cell)."""
+        """Return the size of c_0, (D*num_layers, N, H_cell)."""
         return self._state_sizes(self._batch(input, batch_sizes))[1]
 
 
 class GRU(RNNBase):
-    """Layers of gated recurrent units.
+    """Layers of gated recurrent units: h' = (1 - z)*n + z*h, with gates r, z, n, and r applied after the product.
 
-    Arguments, shapes and parameters: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+    input_size     H_in, features of the input
+    hidden_size    H_cell, features of the state
+    num_layers     layers on top of each other, each of which reads the output of the one below; default 1
+    bias           False: without b_ih and b_hh
+    batch_first    True: a padded input and output are (N, L, ...) in place of (L, N, ...); states are not concerned
+    dropout        probability with which what a layer hands to the next is zeroed in training; default 0
+    bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
+    device, dtype  of the parameters
 
-    >>> gru = GRU(10, 20, num_layers=2)
-    >>> output, h_n = gru(torch.randn(5, 3, 10))  # (L, N, D*H_out) and (D*num_layers, N, H_out)
+    Calls `gru(input, hx=None)` take and return
+
+    input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
+    hx             h_0 (D*num_layers, N, H_cell), (D*num_layers, H_cell) unbatched; zeros by default
+    output         every step's h of the last layer (L, N, D*H_cell), forward before reverse; packed if the input is
+    h_n            every layer's last h, shaped as h_0
+
+    Attributes `path` and `checkpoint_every` say how it is computed, see RNNBase. The constructor raises ValueError for
+    a size or a probability out of range and TypeError for a wrong type; a call ValueError or RuntimeError for a wrong
+    rank, size or dtype, before anything is computed. Types and messages are torch.nn.GRU's.
+
+    >>> gru = GRU(10, 20, bidirectional=True)
+    >>> output, h_n = gru(torch.randn(5, 3, 10))  # (5, 3, 40) and (2, 3, 20)
     """
 
-    @overload
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            device: Any = None,
+            dtype: Any = None,
+        ) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        refuse_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
+        @overload
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+
+    else:
+
+        def __init__(self, *args, **kwargs):
+            refuse_projection(kwargs)
+            super().__init__("GRU", *args, **kwargs)
 
 
 def refuse_projection(kwargs: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def untraced(function: F) -> F:
     """Mark `function` as one that the compiler neither traces nor looks into, nor what it calls. Return it.
 
-    It is what torch.compiler.disable does, but nothing is wrapped, so that a call costs no more, and torch._dynamo is not
-    imported, which takes a second. A call from a frame that is traced breaks the graph.
+    It is what torch.compiler.disable does, but nothing is wrapped, so that a call costs no more, and torch._dynamo,
+    which takes a second, is not imported. A call from a frame that is traced breaks the graph.
     """
     dynamo: Any = torch._C._dynamo.eval_frame
     try:

@@ -38,7 +38,7 @@ def plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
 
 
 class ThroughTime(Function):
-    """A direction over time, with `direction.tensors` for autograd to see. Its tape is kept, or if `again` made again."""
+    """A direction, with its tensors for autograd to see. The tape is kept, or if `again` made again."""
 
     @staticmethod
     def forward(ctx: Any, direction: Direction, again: bool, *tensors: Tensor | None) -> Any:
