@@ -90,13 +90,14 @@ class Loop:
             x = output if kernel.tapeless else tape[0] if tape else _igates_memory(self.direction, most)
             if tape is None:  # all steps share what they write on
                 tape = _tape(self.direction, x.new_empty(time.N, x.size(1)), most)
-            igates, hgates, project = self._igates(most), self._hgates(), self._project()
-            b_hh = None if self.exact else self.weights.b_hh
+            _, w_hh, _, b_hh, w_hr = self.weights
+            igates, hgates = self._igates(most), self._product(w_hh, b_hh)
+            project = None if w_hr is None else self._product(w_hr)
             for span in spans:
                 of_x, of_output, *of_tape = self._of(span, x, output, *tape)
                 *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
                 of_x = igates(span, of_x)
-                prepared = kernel.prepare(of_x, of_tape, b_hh, self.arithmetic)
+                prepared = kernel.prepare(of_x, of_tape, None if self.exact else b_hh, self.arithmetic)
                 for n, steps in time.stretches(span, [of_output, m, *prepared]):
                     state = carry.resize(n)
                     carry.state = kernel.forward(state, zip(*steps, strict=True), hgates, project, self.arithmetic)
@@ -112,15 +113,9 @@ class Loop:
         affine = products.affine(total, most, w_ih, bias)
         return lambda span, out: affine(span.of(rows, total), out)
 
-    def _hgates(self) -> Product:
-        """Make W_hh h ready; if exact, with b_hh."""
-        w_hh, b_hh = self.weights.w_hh, self.weights.b_hh
-        return products.exact(w_hh, b_hh) if self.exact else self._repeated(w_hh.t())
-
-    def _project(self) -> Product | None:
-        """Make W_hr m ready."""
-        w_hr = self.weights.w_hr
-        return None if w_hr is None else products.exact(w_hr) if self.exact else self._repeated(w_hr.t())
+    def _product(self, w: Tensor, b: Tensor | None = None) -> Product:
+        """Make the product of a step's rows with w.T ready; if exact, with b added."""
+        return products.exact(w, b) if self.exact else self._repeated(w.t())
 
     def _repeated(self, w_t: Tensor) -> Product:
         """Make the product of a step's rows with w_t ready."""
@@ -145,7 +140,9 @@ class Loop:
         carry = Carry(tuple([torch.zeros_like(s) if d is None else d.clone() for s, d in pairs]))
         dh_next = self._repeated(self.weights.w_hh)
         unproject = None if self.weights.w_hr is None else self._repeated(self.weights.w_hr)
-        space = products.in_odd_lines(output, max(span.rows for span in spans), kernel.derived * self.state[-1].size(1))
+        most = max(span.rows for span in spans)
+        w_x = products.affine(time.total, most, self.weights.w_ih.t(), None) if needed[0] else None
+        space = products.in_odd_lines(output, most, kernel.derived * self.state[-1].size(1))
         zero = torch.zeros_like(self.state[0])
         for span in reversed(spans):
             of_rows, of_output, *of_tape = self._of(span, self.rows, output, *tape)
@@ -158,8 +155,9 @@ class Loop:
                 da, views = kernel.derivatives(of_tape, m, before, space[: span.rows])
                 self._steps_back(span, carry, [zero if dh is None else dh, *views], dh_next, unproject)
             digates = totals.add(da, of_rows, before[0], dh, m)
-            if dx is not None:
-                span.of(dx, time.total).copy_(products.linear(digates, self.weights.w_ih.t()))
+            if dx is not None and w_x is not None:
+                of_dx = span.of(dx, time.total)
+                of_dx.copy_(w_x(digates, of_dx))  # which costs nothing where it stands there already
         return [None if dx is None else self._as_steps(dx), *totals.whole(), *carry.whole()]
 
     def _steps_back(

@@ -48,9 +48,6 @@ class Product(NamedTuple):
     mm: Callable[..., Tensor]
 
 
-# oneDNN -------------------------------------------------------------------------------------------------------------
-
-
 def _onednn(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, w, b, "none", [], "")  # type: ignore[no-any-return]
 
@@ -111,9 +108,6 @@ def by_onednn(use: Use, rows: int, shape: Sequence[int], dtype: torch.dtype) -> 
     )
 
 
-# How a weight lies in memory ----------------------------------------------------------------------------------------
-
-
 def in_odd_lines(like: Tensor, *shape: int) -> Tensor:
     """Allocate a tensor of like's dtype whose rows take an odd number of cache lines.
 
@@ -132,14 +126,6 @@ def transposed(w: Tensor) -> Tensor:
     for part, block in zip(torch.split(w_t, BLOCK, 1), torch.split(w, BLOCK), strict=True):
         part.copy_(block.t())
     return w_t
-
-
-# Products -----------------------------------------------------------------------------------------------------------
-
-
-def linear(x: Tensor, w: Tensor) -> Tensor:
-    """Return x @ w.T, the only product with this weight."""
-    return _onednn(x, w) if by_onednn("alone", x.size(0), w.shape, w.dtype) else F.linear(x, w)
 
 
 def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:

@@ -94,11 +94,14 @@ class Timeline:
                 return after.narrow(0, away, span.rows)
             rows = span.of(after, self.total)
             return torch.cat((rows[self.N :], first) if self.reverse else (first, rows[: -self.N]))
-        parts = []
-        for t in range(span.first, span.first + len(span.sizes)):
-            previous, n = t + 1 if self.reverse else t - 1, 0
-            if 0 <= previous < len(self.sizes):
-                n = min(self.sizes[previous], self.sizes[t])
-                parts.append(after.narrow(0, self.starts[previous], n))
-            parts.append(first[n : self.sizes[t]])  # of the rows whose first step this is
+        parts, t = [], span.first
+        for n, steps in groupby(span.sizes):  # from t to last; all but one of them begin where a neighbour ends
+            last = t + len(list(steps)) - 1
+            inner = after.narrow(0, self.starts[t + 1 if self.reverse else t], (last - t) * n)
+            previous = last + 1 if self.reverse else t - 1  # the step taken before these
+            m = min(self.sizes[previous], n) if 0 <= previous < len(self.sizes) else 0
+            outer = [after.narrow(0, self.starts[previous], m)] if m else []
+            outer += [first[m:n]] if m < n else []  # of the rows whose first step this is
+            parts += [inner, *outer] if self.reverse else [*outer, inner]
+            t = last + 1
         return torch.cat(parts)
