@@ -608,7 +608,7 @@ def test_arrays_of_different_dtypes_are_refused_by_name(system, kind):
 
 
 @every_row
-@pytest.mark.parametrize("junk", ["a path", object(), [[1.0], [1.0, 2.0]], {"an": "array"}], ids=str)
+@pytest.mark.parametrize("junk", ["a path", {1.0}, [[1.0], [1.0, 2.0]], {"an": "array"}], ids=str)
 def test_what_is_no_array_is_refused_by_name(system, kind, junk):
     spoken = SYSTEMS[system, kind]
     layers = as_layers(spoken, weights(spoken))
@@ -648,7 +648,7 @@ def test_peepholes_among_the_arrays_are_refused_with_the_reason(system, name):
 
 
 @every_row
-@pytest.mark.parametrize("junk", [None, 3, "kernel", {"kernel": 1}, [None], [[1.0]], ["kernel"], iter(())], ids=str)
+@pytest.mark.parametrize("junk", [None, 3, "kernel", {"kernel": 1}, [None], [[1.0]], ["kernel"], {1}], ids=str)
 def test_what_is_no_list_of_dictionaries_is_refused(system, kind, junk):
     with pytest.raises(ValueError, match=f"^{system} {kind}: layers should be a list of dictionaries"):
         load(system, kind, junk, **SYSTEMS[system, kind].given)
