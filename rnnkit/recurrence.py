@@ -33,7 +33,8 @@ class Carry:
             self.state = tuple(s[:rows] for s in self.state)
         elif rows > now:
             self.state = _joined(self.state, tuple(w[: rows - now] for w in self.waiting))
-            self.waiting = tuple(w[rows - now :] for w in self.waiting)
+            rest = tuple(w[rows - now :] for w in self.waiting)
+            self.waiting = rest if rest[0].size(0) else ()  # nothing to join, whose dtype might be another
         return self.state
 
     def whole(self) -> State:
