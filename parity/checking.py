@@ -10,7 +10,7 @@ import torch
 
 from .checkup import shrink, subjects
 from .checkup.arrays import check_arrays
-from .checkup.diagnose import Doctor
+from .checkup.diagnose import EXACT, Doctor
 from .checkup.examine import check
 from .grid import run
 from .report import pages
@@ -80,7 +80,7 @@ def replay(argv: list[str]) -> int:
     subject = subjects.adapt(data["target"], data["as"])
     doctor = Doctor(subject)
     doctor.settle()
-    ours, theirs = (run.observe(n, case, drawn, shrink.EXACT) for n in (doctor.subject.namespace, torch.nn))
+    ours, theirs = (run.observe(n, case, drawn, EXACT) for n in (doctor.subject.namespace, torch.nn))
     name = shrink.differing(ours, theirs)
     if not name:
         print(f"{data['target']}: no difference any more in {case.name}")

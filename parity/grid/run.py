@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +19,30 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .cases import Case
 
-# (input_size, hidden_size, proj_size, batch, lengths): small, pairwise unequal where it helps, ragged where packed.
-Sizes = tuple[int, int, int, int, tuple[int, ...]]
-SIZES: tuple[Sizes, ...] = (
-    (5, 4, 3, 3, (2, 5, 3)),
-    (3, 7, 2, 4, (3, 1, 6, 3)),
-    (6, 5, 4, 2, (1, 4)),
+
+class Sizes(NamedTuple):
+    """The sizes of a problem: small, pairwise unequal where it helps, ragged where packed."""
+
+    input: int
+    hidden: int
+    proj: int
+    batch: int
+    lengths: tuple[int, ...]
+
+    def limited(self, name: str, most: int) -> Sizes:
+        """Limit one of the sizes; without some of its rows a batch also lacks their lengths."""
+        if name == "lengths":
+            return self._replace(lengths=tuple(min(length, most) for length in self.lengths))
+        fewer = self._replace(**{name: min(getattr(self, name), most)})
+        return fewer._replace(lengths=self.lengths[: fewer.batch]) if name == "batch" else fewer
+
+
+SIZES = (
+    Sizes(5, 4, 3, 3, (2, 5, 3)),
+    Sizes(3, 7, 2, 4, (3, 1, 6, 3)),
+    Sizes(6, 5, 4, 2, (1, 4)),
 )
-WIDE: Sizes = (19, 37, 11, 5, (2, 9, 4, 9, 1))
+WIDE = Sizes(19, 37, 11, 5, (2, 9, 4, 9, 1))
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ class Observations:
     error: str = ""
 
 
-def draw(case: Case, seed: int) -> Draw:
-    """Draw the numbers of `case`.
+def draw(case: Case, seed: int, sizes: Sizes | None = None) -> Draw:
+    """Draw the numbers of `case`, of its own sizes where none are given.
 
     Weights have standard deviation 1.2 / sqrt(fan in), biases 0.6, states 0.7 and inputs 1: gates spread over their
     whole range without sticking to its ends, and no two gates, layers or directions share a number. Complex weights
@@ -113,7 +129,7 @@ def draw(case: Case, seed: int) -> Draw:
     def value(*shape: int) -> Tensor:
         return randn(*shape).abs() if firm else randn(*shape)
 
-    input_size, hidden_size, proj_size, batch, lengths = _sizes(case, seed)
+    input_size, hidden_size, proj_size, batch, lengths = sizes or _sizes(case, seed)
     out_size = proj_size if case.kind == "LSTM-proj" else hidden_size
     gates = {"RNN": 1, "LSTM": 4, "GRU": 3}[case.class_name.removesuffix("Cell")]
     directions = 2 if case.bidirectional else 1
@@ -166,7 +182,7 @@ def _sizes(case: Case, seed: int) -> Sizes:
         batch, lengths = 1, (max(lengths),)
     if case.form == "packed":
         lengths = tuple(sorted(lengths, reverse=True))
-    return input_size, hidden_size, proj_size, batch, lengths
+    return Sizes(input_size, hidden_size, proj_size, batch, lengths)
 
 
 def _constructor(case: Case, input_size: int, hidden_size: int, proj_size: int) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from .mutant import Mutant
 from .spoiled import CONTROLS, SPOILED, Spoiled, spoilt
 
 PLANTED = [mutant for mutant in CATALOGUE if mutant.planted]
+#: The class that witnesses for a spoiled harness is the first of these that makes the mistake.
+QUICKEST = ("GRUCell", "LSTMCell", "RNNCell", "GRU", "LSTM", "RNN")
 PARTS = 5  # pieces of a control's cases, so that no process waits long for another
 
 
@@ -89,17 +91,19 @@ def try_control(name: str, part: int) -> Trial:
 
 
 def try_spoiled(spoiled: Spoiled) -> Trial:
-    """All cases and questions that a spoiled harness has for the class of its witness."""
-    cases = [case for case in quick_cases() if case.class_name == spoiled.class_name]
-    witness = CONTROLS.get(spoiled.witness) or next(m for m in PLANTED if m.name == spoiled.witness).plant()
+    """Put all cases and questions that a spoiled harness has to its witness, to a cell where that makes the mistake."""
+    mutant = next((mutant for mutant in PLANTED if mutant.name == spoiled.witness), None)
+    accuses = mutant is None
+    class_name = "GRU" if mutant is None else min(mutant.classes, key=QUICKEST.index)
+    cases = [case for case in quick_cases() if case.class_name == class_name]
     with spoilt(spoiled):
         if spoiled.where == "grid.cases.grid":
             left = set(grid.grid())
             cases = [case for case in cases if case in left]
-        tried, sign = examine(witness, cases, (spoiled.class_name,), max(1, len(cases)))
-    accuses = spoiled.witness in CONTROLS
+        subject = CONTROLS[spoiled.witness] if mutant is None else mutant.plant()
+        tried, sign = examine(subject, cases, (class_name,), max(1, len(cases)))
     said = f"accuses {spoiled.witness}" if accuses else spoiled.witness
-    return Trial(spoiled.name, "spoiled", spoiled.class_name, bool(sign) == accuses, tried, said)
+    return Trial(spoiled.name, "spoiled", class_name, bool(sign) == accuses, tried, said)
 
 
 # All of it ------------------------------------------------------------------------------------------------------------
