@@ -18,8 +18,9 @@ from ..grid.compare import Difference, Result, judge
 from ..grid.verdict import Verdict
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
-from .diagnose import BASE, Diagnosis, Doctor, Finding
+from .diagnose import BASE, Diagnosis, Doctor
 from .record import Checkup, Row
+from .search import Finding
 from .subjects import Subject, WeightMap
 
 #: What torch.testing.assert_close allows, relative to the largest number.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ..grid.cases import Case
 from ..grid.run import Observations, Precision, draw, observe
-from ..mutants.definition import Example
+from ..mutants.definition import GATES, Example
 from ..mutants.variants import Variant, define, plain
 
 #: Upper ends of the bins of the histogram, in units in the last place; the last bin is open.
@@ -157,36 +159,30 @@ def _batched(case: Case, name: str, tensor: Tensor) -> Tensor:
 
 
 def _gate(example: Example, variant: Variant | None, slot: int, step: int, row: int, unit: int) -> str:
-    """The first gate of a step that the variant computes otherwise; "" where no variant is known or no gate differs."""
+    """Name the first gate that the variant computes otherwise; "" where no variant is known or no gate differs."""
     if variant is None or example.kind == "RNN" or slot or step:
         return ""
-    gates = {}
-    for name, deviations, order in (
-        ("ours", variant.deviations, variant.order),
-        ("theirs", (), plain(example.kind).order),
-    ):
-        seen: dict[str, Tensor] = {}
-        keep = {gate: _recorder(seen, gate) for gate in order.gates}
-        definition = define(deviations)
-        definition = replace(definition, at={**keep, **definition.at})
-        H = example.weights["weight_hh" + example.slots[0]].size(0) // len(order.gates)
-        try:
-            definition.run(replace(example, cotangents={}), None if order.plain else order.rows(H))
-        except (RuntimeError, IndexError):
-            return ""
-        gates[name] = seen
-    for gate in plain(example.kind).order.gates:
-        ours, theirs = (gates[name].get(gate) for name in ("ours", "theirs"))
-        if ours is None or theirs is None:
-            continue
-        if not torch.allclose(ours[row], theirs[row], rtol=0, atol=1e-9):
+    ours, theirs = (_gates(example, one) for one in (variant, plain(example.kind)))
+    for gate in GATES[example.kind]:
+        if (
+            gate in ours
+            and gate in theirs
+            and not torch.allclose(ours[gate][row], theirs[gate][row], rtol=0, atol=1e-9)
+        ):
             return gate
     return ""
 
 
-def _recorder(seen: dict[str, Tensor], gate: str) -> Any:
-    def record(tensor: Tensor) -> Tensor:
-        seen.setdefault(gate, tensor)
-        return tensor
+def _gates(example: Example, variant: Variant) -> dict[str, Tensor]:
+    """Run a variant, and keep the gates of its first step by name; none where it has no meaning for these shapes."""
+    seen: dict[str, Tensor] = {}
 
-    return record
+    def kept(gate: str) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: (seen.setdefault(gate, tensor), tensor)[1]
+
+    definition = define(variant.deviations)
+    definition = replace(definition, at={**{gate: kept(gate) for gate in variant.order.gates}, **definition.at})
+    with contextlib.suppress(RuntimeError, IndexError):
+        definition.run(replace(example, cotangents={}), variant.order.permutation(example.hidden_size))
+        return seen
+    return {}

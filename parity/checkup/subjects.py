@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
+import operator
 import os
 import re
 import sys
@@ -99,10 +101,10 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 def _guess(target: Any, name: str) -> str:
     """torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
-    for word in [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]:
-        for kind in ("LSTM", "GRU", "RNN"):
-            if kind in word:
-                return f"{kind}Cell" if word.endswith("CELL") else kind
+    words = [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]
+    for word, kind in itertools.product(words, GATES):
+        if kind in word:
+            return f"{kind}Cell" if word.endswith("CELL") else kind
     raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
 
 
@@ -117,14 +119,15 @@ def _module(
     own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     if weight_map is None and list(own.items()) == list(shapes.items()):
         return module
+    said: list[str] = []
     if weight_map is None and own == shapes:
-        _note(notes, "its parameters come in another order than torch.nn's")
+        said.append("its parameters come in another order than torch.nn's")
         weight_map = dict
     if weight_map is None:
         layout = _layout(cls, class_name, arguments)
         weight_map = layout.map
-        for line in layout.lines() if len(own) == layout.per_slot else ():
-            _note(notes, line)
+        said += layout.lines() if len(own) == len(layout.parts) else ()
+    notes += [line for line in said if line not in notes]
     return MappedSubject(module, reference, weight_map, dtype)
 
 
@@ -146,11 +149,6 @@ def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
     return infer(own, shapes, class_name.removesuffix("Cell"))
 
 
-def _note(notes: list[str], line: str) -> None:
-    if line not in notes:
-        notes.append(line)
-
-
 def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
     """Only what deviates from torch.nn's defaults or its own is passed: a class need not have every option."""
     sizes = arguments["input_size"], arguments["hidden_size"]
@@ -166,13 +164,20 @@ def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
     return module
 
 
-class MappedSubject(nn.Module):
-    """torch.nn's parameters in front, the subject's own module behind."""
+class Adapted(nn.Module):
+    """torch.nn's parameters by name and shape, before anything that computes with them."""
 
-    def __init__(self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype) -> None:
+    def __init__(self, reference: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         for name, parameter in reference.named_parameters():
             setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+
+
+class MappedSubject(Adapted):
+    """The subject's own module behind torch.nn's parameters."""
+
+    def __init__(self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype) -> None:
+        super().__init__(reference, dtype)
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
 
@@ -183,24 +188,18 @@ class MappedSubject(nn.Module):
         return torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
 
 
-class FunctionSubject(nn.Module):
+class FunctionSubject(Adapted):
     """A function f(input, state, weights) as a module of one layer: weights by torch.nn's names, state as hx."""
 
     def __init__(self, function: Callable[..., Any], class_name: str, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        for name, default in DEFAULTS.items():
-            if name in ("num_layers", "bidirectional", "batch_first") and arguments.get(name, default) != default:
+        for name in ("num_layers", "bidirectional", "batch_first", "nonlinearity"):
+            if arguments.get(name, DEFAULTS[name]) != DEFAULTS[name]:
                 raise NotOfferedError(f"a function has no {name}")
-        if arguments.get("nonlinearity", "tanh") != "tanh":
-            raise NotOfferedError("a function has one nonlinearity")
         dtype = arguments.get("dtype") or torch.float32
-        options = {name: value for name, value in arguments.items() if name != "dtype"}
-        reference = _reference(class_name, options)
-        for name, parameter in reference.named_parameters():
-            setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
-        self.sizes = [parameters[1].size(-1), reference.hidden_size] if (parameters := list(self.parameters())) else []
-        self.states = 2 if class_name.startswith("LSTM") else 1
-        self.is_cell = class_name.endswith("Cell")
+        reference: Any = _reference(class_name, {name: value for name, value in arguments.items() if name != "dtype"})
+        super().__init__(reference, dtype)
+        self.sizes = (getattr(reference, "proj_size", 0) or reference.hidden_size, reference.hidden_size)
+        self.is_lstm, self.is_cell = class_name.startswith("LSTM"), class_name.endswith("Cell")
         self.function = function
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -208,8 +207,8 @@ class FunctionSubject(nn.Module):
             raise NotOfferedError("a function takes no PackedSequence")
         if hx is None:
             rows = input.shape[: input.dim() - 1] if self.is_cell else (1, *input.shape[1:-1])
-            zeros = tuple(input.new_zeros(*rows, size) for size in self.sizes[: self.states])
-            hx = zeros if self.states == 2 else zeros[0]
+            zeros = tuple(input.new_zeros(*rows, size) for size in self.sizes)
+            hx = zeros if self.is_lstm else zeros[0]
         return self.function(input, hx, dict(self.named_parameters()))
 
 
@@ -226,10 +225,6 @@ class Convention:
     enter: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arguments: arguments
     leave: Callable[[Any], Any] = lambda result: result
     with_batch_first: bool = True  # whether it still differs where batch_first is asked for
-
-
-def swapped(tensor: Tensor) -> Tensor:
-    return tensor.transpose(0, 1)
 
 
 def first(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -261,6 +256,7 @@ def state_of_pair(result: Any) -> Any:
     return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
+swapped = operator.methodcaller("transpose", 0, 1)
 #: Of layers. Those that change how many arguments there are come first.
 CONVENTIONS = (
     Convention(
@@ -350,10 +346,6 @@ class Layout:
     parts: tuple[Part, ...]
     slots: tuple[str, ...]
     gates: str
-
-    @property
-    def per_slot(self) -> int:
-        return len(self.parts)
 
     def map(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         taken = [part.take(weights, slot, self.gates) for slot in self.slots for part in self.parts]
@@ -448,13 +440,12 @@ WORDS = {
 def _letters(names: list[str], gates: str) -> list[str]:
     """The gate of each parameter, by the part in which the names differ; torch.nn's order where that says nothing."""
     in_order = [gates[k % len(gates)] for k in range(len(names))]
-    start = _common(names)
-    end = _common([name[::-1] for name in names])
+    start, end = _common(names), _common([name[::-1] for name in names])
     words = [re.sub(r"[^a-z]", "", name[start : len(name) - end].lower())[:1] for name in names]
     found = [WORDS[gates].get(word, "") for word in words]
     return found if sorted(found) == sorted(gates) else in_order
 
 
 def _common(names: list[str]) -> int:
-    """The number of characters with which all names begin."""
+    """Count the characters with which all names begin."""
     return next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)

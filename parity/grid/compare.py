@@ -53,10 +53,13 @@ class Result:
     @property
     def worst(self) -> Difference | None:
         """The difference that most exceeds what is allowed, or comes closest to it."""
-        return max(self.differences, key=_severity, default=None)
+        return max(self.differences, key=severity, default=None)
 
 
-def _severity(difference: Difference) -> tuple[int, float]:
+def severity(difference: Difference | None) -> tuple[int, float]:
+    """Order differences: by verdict, then by how far they are beyond what is allowed; a fact is beyond all numbers."""
+    if difference is None:
+        return -1, 0.0
     return difference.verdict, difference.error / difference.allowed if difference.allowed else float("inf")
 
 

@@ -83,25 +83,16 @@ def _(self: Any, wrap: Method, input: Any, output: Tensor) -> Any:
 # In memory ------------------------------------------------------------------------------------------------------------
 
 
-class Spent(torch.autograd.Function):
-    """The identity, whose backward takes the memory of its argument for itself."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.memory = tensor.detach()
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        ctx.memory.data.zero_()
-        return grad
-
-
 @conduct("run", "the backward overwrites the input", "memory", EVERYWHERE)
 def _(self: Any, run: Method, input: Any, hx: Any = None) -> Any:
     if not numbers(input).requires_grad:
         return run(input, hx)
-    spent = Spent.apply(numbers(input))  # type: ignore[no-untyped-call]
+    spent = numbers(input).view_as(numbers(input))
+
+    def overwrite(grad: Tensor) -> None:
+        spent.data.zero_()
+
+    spent.register_hook(overwrite)  # type: ignore[no-untyped-call]
     return run(input._replace(data=spent) if isinstance(input, PackedSequence) else spent, hx)
 
 

@@ -24,6 +24,10 @@ class Order(NamedTuple):
         blocks = torch.arange(G * H).view(H, G).mT if self.interleaved else torch.arange(G * H).view(G, H)
         return torch.cat([blocks[self.gates.index(gate)] for gate in GATES[_kind_of(self.gates)]])
 
+    def permutation(self, H: int) -> Tensor | None:
+        """Return the rows where they are not torch.nn's own."""
+        return None if self.plain else self.rows(H)
+
     @property
     def plain(self) -> bool:
         return self.gates == GATES[_kind_of(self.gates)] and not self.interleaved

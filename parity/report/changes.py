@@ -40,7 +40,7 @@ class Changes:
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Changes:
     """Compare two reports as their JSON says them."""
     found = Changes()
-    before, after = ({name: _verdict(case) for name, case in data["cases"].items()} for data in (old, new))
+    before, after = ({name: str(case["verdict"]) for name, case in data["cases"].items()} for data in (old, new))
     for name in before.keys() & after.keys():
         if before[name] != after[name]:
             found.cases.setdefault((before[name], after[name]), []).append(name)
@@ -55,10 +55,6 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Changes:
         if pair[0] != pair[1]:
             found.environment[name] = pair
     return found
-
-
-def _verdict(case: dict[str, Any]) -> str:
-    return str(case["verdict"])
 
 
 def main(argv: list[str]) -> int:

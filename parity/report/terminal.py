@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contract.answers import NUMPY, Answer
 from ..grid.cases import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
-from ..grid.compare import Difference, Result
+from ..grid.compare import Difference, Result, severity
 from ..grid.engine import environment
 from ..grid.verdict import Verdict, exit_code
 
@@ -125,14 +125,8 @@ def _share(equal: list[bool]) -> str:
 
 def worst(results: list[Result]) -> Result | None:
     """The result with the largest error in proportion to what is allowed."""
-    rounded = [result for result in results if result.worst is not None]
-    return max(rounded, key=lambda result: _excess(result), default=None)
-
-
-def _excess(result: Result) -> tuple[int, float]:
-    difference = result.worst
-    assert difference is not None
-    return difference.verdict, difference.error / difference.allowed if difference.allowed else 0.0
+    measured = (result for result in results if result.worst is not None)
+    return max(measured, key=lambda result: severity(result.worst), default=None)
 
 
 def text(results: list[Result], answers: list[Answer], seconds: float, again: str, seed: int) -> str:
@@ -242,30 +236,30 @@ def as_json(results: list[Result], answers: list[Answer], subject: str, seed: in
     """The whole run as plain data. `cases` maps each name to its verdict and to what isn't bitwise; `contract` lists
     the questions that weren't answered alike."""
     counts = Counter(result.verdict for result in results)
+    said = Counter(answer.verdict for answer in answers)
     return {
         "subject": subject,
         "seed": seed,
         "seconds": round(seconds, 1),
         "environment": environment(),
         "exit_code": exit_code([*results, *answers]),
-        "counts": {verdict.name.lower(): counts[verdict] for verdict in OF_CASES},
-        "contract_counts": {
-            verdict.name.lower(): sum(answer.verdict is verdict for answer in answers) for verdict in OF_QUESTIONS
-        },
-        "contract": [
-            {**vars(answer), "verdict": answer.verdict.name.lower()}
-            for answer in answers
-            if answer.verdict is not Verdict.EQUAL
-        ],
+        "counts": {_word(verdict): counts[verdict] for verdict in OF_CASES},
+        "contract_counts": {_word(verdict): said[verdict] for verdict in OF_QUESTIONS},
+        "contract": [_plain(answer) for answer in answers if answer.verdict is not Verdict.EQUAL],
         "cases": {
             result.case.name: {
-                "verdict": result.verdict.name.lower(),
-                "values": result.values_verdict.name.lower(),
-                "differences": [
-                    {**vars(difference), "verdict": difference.verdict.name.lower()}
-                    for difference in result.differences
-                ],
+                "verdict": _word(result.verdict),
+                "values": _word(result.values_verdict),
+                "differences": list(map(_plain, result.differences)),
             }
             for result in results
         },
     }
+
+
+def _word(verdict: Verdict) -> str:
+    return verdict.name.lower()
+
+
+def _plain(one: Difference | Answer) -> dict[str, Any]:
+    return {**vars(one), "verdict": _word(one.verdict)}
