@@ -25,7 +25,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m parity check`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
+    """Run `python -m parity check`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m parity check", description="Is this module torch.nn's, and if not, why?", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 
 def replay(argv: list[str]) -> int:
-    """`python -m parity replay`: run a saved case again. Exit code 0 if it no longer differs."""
+    """Run a saved case again: `python -m parity replay`. Exit code 0 if it no longer differs."""
     parser = argparse.ArgumentParser(prog="python -m parity replay", description="Run a failing case again.")
     parser.add_argument("file", type=Path)
     options = parser.parse_args(argv)

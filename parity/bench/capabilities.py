@@ -109,12 +109,12 @@ class Bench:
         return states if len(states) > 1 else states[0]
 
     def run(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """Every tensor that the module returns: output and h_n, or h of a cell, and c where there is one."""
+        """Return every tensor that the module returns: output and h_n, or h of a cell, and c where there is one."""
         result = self.module(x, hx) if params is None else torch.func.functional_call(self.module, params, (x, hx))
         return tuple(flat(result))
 
     def truth(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The same of the loop, in float64."""
+        """Return the same of the loop, in float64."""
         x = PackedSequence(x.data.double(), *x[1:]) if isinstance(x, PackedSequence) else x.double()
         hx = hx if hx is None else hx.double() if isinstance(hx, Tensor) else tuple(h.double() for h in hx)
         forward = Forward(self.loop)
@@ -130,13 +130,13 @@ class Bench:
         return scalar(self.truth(*args))
 
     def true_grads(self, x: Tensor, hx: Any = None, params: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The loop's gradients of the input and of each parameter, by plain reverse mode."""
+        """Return the loop's gradients of the input and of each parameter, by plain reverse mode."""
         x = x.detach().double().requires_grad_()
         params = {k: v.detach().double().requires_grad_() for k, v in (params or self.params).items()}
         return list(torch.autograd.grad(self.true_loss(x, hx, params), [x, *params.values()]))
 
     def grads(self, run: Callable[..., Any], x: Tensor, *args: Any) -> list[Tensor]:
-        """The gradients of the input and of each parameter of `run`."""
+        """Return the gradients of the input and of each parameter of `run`."""
         x = x.detach().requires_grad_()
         return list(torch.autograd.grad(scalar(flat(run(x, *args))), [x, *self.module.parameters()]))
 
@@ -154,19 +154,19 @@ class Forward(nn.Module):
 
 
 def flat(result: Any) -> list[Tensor]:
-    """The tensors of a result, of a PackedSequence only its rows."""
+    """Return the tensors of a result, of a PackedSequence only its rows."""
     if isinstance(result, PackedSequence):
         return [result.data]
     return [t for part in result for t in flat(part)] if isinstance(result, (tuple, list)) else [result]
 
 
 def scalar(outputs: Sequence[Tensor]) -> Tensor:
-    """A loss that no output is missing from, each with a weight of its own."""
+    """Return a loss that no output is missing from, each with a weight of its own."""
     return sum(((k + 1) * (out * out).sum() + out.sum() for k, out in enumerate(outputs)), torch.zeros(()))
 
 
 def each(benchmark: Callable[[Any], Any], *batched: Any) -> tuple[Tensor, ...]:
-    """What vmap should give: the calls one by one, stacked."""
+    """Say what vmap should give: the calls one by one, stacked."""
     calls = []
     for k in range(len(tree_leaves(batched)[0])):
         calls.append(benchmark(*(tree_map(lambda t, k=k: t[k], b) for b in batched)))
@@ -480,7 +480,7 @@ def _(b: Bench) -> None:
 
 
 def check_no_steps(b: Bench, x: Any, rows: int) -> None:
-    """An empty output, and the state handed through with its gradient."""
+    """Require an empty output, and the state handed through with its gradient."""
     hx = tree_map(lambda t: t.requires_grad_(), b.state(rows=rows))
     output, *h_n = b.run(x, hx)
     if output.numel():
@@ -519,7 +519,7 @@ def _(b: Bench) -> None:
 
 
 def check_halves(b: Bench, wrap: Callable[[nn.Module], Any], whole: Callable[[Any], Tensor]) -> None:
-    """Each of two processes runs half of the batch: loss and gradients are those of one process with all of it."""
+    """Run half of the batch in each of two processes; loss and gradients must be those of all of it in one."""
     import torch.distributed as dist
 
     x, hx, half = b.input(rows=4), b.state(rows=4), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
@@ -552,7 +552,7 @@ def _(b: Bench) -> None:
 
 @functools.cache
 def two_processes(library: Any) -> dict[str, dict[str, list[str]]]:
-    """Outcomes by capability and class, of code that ran in two processes joined by gloo."""
+    """Return outcomes by capability and class, of code that ran in two processes joined by gloo."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (library.__name__, getattr(library, "settings", {}), folder)
         spawn(_process, arguments, nprocs=2)  # type: ignore[no-untyped-call]
@@ -725,7 +725,7 @@ def _(b: Bench) -> Answer:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, prints and log lines: what a call has to say is its result."""
+    """Silence warnings, prints and log lines: what a call has to say is its result."""
     before, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
@@ -737,7 +737,7 @@ def quiet() -> Iterator[None]:
 
 
 def outcome(row: Capability, library: Any, name: str) -> Sequence[str]:
-    """What became of one cell of the table, in a word, and the message of what went wrong."""
+    """Say what became of one cell of the table, in a word, and the message of what went wrong."""
     if name.endswith("Cell") and not row.cells:
         return "-", ""
     if row.needs and importlib.util.find_spec(row.needs) is None:

@@ -56,7 +56,7 @@ class Kind:
         return module
 
     def multiplications(self, L: int, N: int, H_in: int, H: int, training: bool) -> int:
-        """In all matrix products. Backward, the input of the first layer asks for no gradient."""
+        """Count those of all matrix products. Backward, the input of the first layer asks for no gradient."""
         gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[self.layer]
         D, layers = 2 if self.options.get("bidirectional") else 1, self.options.get("num_layers", 1)
         H_out = H // 2 if "proj_size" in self.options else H
@@ -134,7 +134,7 @@ class Stopwatch:
 
 
 def best_rate(seconds: float = 0.5) -> float:
-    """Multiplications a second in the best of some large products, by each of torch's libraries."""
+    """Measure multiplications a second in the best of some large products, by each of torch's libraries."""
     x, w = torch.randn(512, 1024), torch.randn(1024, 1024)
     products: list[Step] = [lambda: torch.mm(x, w.t())]
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
@@ -144,7 +144,7 @@ def best_rate(seconds: float = 0.5) -> float:
 
 
 def peak_memory(module: nn.Module, x: Tensor) -> int | None:
-    """Bytes that a training step adds to the process at its highest; None where the system doesn't say."""
+    """Measure the bytes that a training step adds to the process at its highest; None where the system doesn't say."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
@@ -196,7 +196,7 @@ def megabytes(size: int | None) -> str:
 
 
 def table(cells: list[Cell]) -> str:
-    """Markdown: a line for each kind and size."""
+    """Write Markdown: a line for each kind and size."""
     lines = [
         "| kind | size | inference: torch.nn ms | subject ms | ratio | roofline |"
         " training: torch.nn ms | subject ms | ratio | roofline | peak MB: torch.nn | subject |",
@@ -214,7 +214,7 @@ def table(cells: list[Cell]) -> str:
 
 
 def summary(cells: list[Cell], kinds: list[Kind]) -> str:
-    """Geometric means of the ratios and the worst cells, for what torch.nn runs natively and by oneDNN."""
+    """Return geometric means of the ratios and the worst cells, for what torch.nn runs natively and by oneDNN."""
     lines = []
     for onednn, title in ((False, "torch.nn native"), (True, "torch.nn by oneDNN")):
         names = [kind.name for kind in kinds if kind.onednn == onednn]
@@ -264,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: measured, whatever came out. 2: wrong usage."""
+    """Return exit code 0: measured, whatever came out. 2: wrong usage."""
     parser = _parser()
     options = parser.parse_args(argv)
     if min(options.threads) < 1 or options.seconds <= 0:

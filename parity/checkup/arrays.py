@@ -52,7 +52,7 @@ def check_arrays(
 def _problem(
     tensors: dict[str, Tensor], kind: str, batch_first: bool, nonlinearity: str
 ) -> tuple[Example, dict[str, Tensor]]:
-    """The problem that the arrays pose, and what came out, as the catalogue's definitions take and show them."""
+    """Pose the problem of the arrays, beside what came out, as the definitions of the catalogue take and show them."""
     lengths = tensors.pop("lengths", None)
     tensors = {name: tensor.double() for name, tensor in tensors.items()}
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}

@@ -106,7 +106,7 @@ CELL_PROBES = tuple(probe for probe in PROBES if probe.name in ("no bias", "no h
 
 
 def example_of(case: Case, drawn: Draw, gradients: bool = False) -> Example:
-    """The same problem for the catalogue."""
+    """Pose the same problem for the catalogue."""
     input: Input = drawn.input
     if case.is_packed:
         lengths = torch.tensor(drawn.lengths)
@@ -143,7 +143,7 @@ class Diagnosis:
 
     @property
     def same(self) -> bool:
-        """Whether nothing at all was found, in what the subject offers."""
+        """Say whether nothing at all was found, in what the subject offers."""
         return not (self.findings or self.unexplained or self.errors)
 
     @property
@@ -185,7 +185,7 @@ class Doctor:
         return diagnosis
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
-        """The probe's case and numbers; another `number` draws others."""
+        """Return the probe's case and numbers; another `number` draws others."""
         case = replace(probe.case(self.kind), **self.always)
         seeds = itertools.count(self.seed + 1000 * number)
         drawn = next(
@@ -201,7 +201,7 @@ class Doctor:
         return observe(self.subject.namespace, case, drawn, EXACT)
 
     def output_of(self, case: Case, drawn: Draw) -> Observations:
-        """What a subject shows that returns no states."""
+        """Say what a subject shows that returns no states."""
         seen = Observations()
         if case.is_packed:
             seen.error = "not looked at where output is returned alone"
@@ -300,7 +300,7 @@ class Doctor:
         return False
 
     def reconsider(self, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
-        """Names that meant the same so far may be told apart by these numbers."""
+        """Tell apart by these numbers names that meant the same so far."""
         pairs = list(zip(examples, seen, strict=True))
         fits = (one for one in self.also if all(error_of(one, *pair) <= tolerance(pair[0]) for pair in pairs))
         other = next(fits, self.base)
@@ -321,7 +321,7 @@ class Doctor:
         self.diagnosis.findings += [one for one in findings if one.what not in self.diagnosis.names]
 
     def refused(self, probe: Probe, case: Case, drawn: Draw, error: str) -> bool:
-        """The subject raised. What it refuses is not offered; but the base case it has to have, and in float64."""
+        """Record that the subject raised. What it refuses is not offered; the base case it must have, in float64."""
         single = Precision(torch.float32, torch.float32)
         if observe(self.subject.namespace, replace(case, dtype="float32"), drawn, single).tensors:
             self.add(Finding("a float32 tensor in a float64 run", "", ALLOCATE, f"{probe.name}: {error}"))
@@ -358,7 +358,7 @@ class Doctor:
                 self.accept(found, replace(probe, name=f"gradients, {probe.name}"))
 
     def lag(self, case: Case, drawn: Draw) -> str:
-        """How many steps back from the last output the gradient of the input is still right."""
+        """Count the steps back from the last output in which the gradient of the input is still right."""
         if case.is_cell or "output" not in drawn.cotangents:
             return ""
         last = torch.zeros_like(drawn.cotangents["output"])
@@ -380,7 +380,7 @@ class Doctor:
     # Aliasing, memory from call to call
 
     def facts(self) -> None:
-        """What is shared, what is written to, what is kept."""
+        """Record what is shared, what is written to, what is kept."""
         states = "c_n shares memory with h_n", "c_1 shares memory with h_1"
         for probe in [BASE, *[probe for probe in PROBES if probe.name in self.diagnosis.passed][:6]]:
             case, drawn = self.draw(probe, 0)
@@ -411,7 +411,7 @@ class Doctor:
 
 
 def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:
-    """(), then each alone, then pairs."""
+    """Yield (), then each alone, then pairs."""
     for size in range(most + 1):
         yield from itertools.combinations(conventions, size)
 
@@ -421,7 +421,7 @@ def _values(observations: Observations) -> dict[str, Tensor]:
 
 
 def _gradients(observations: Observations, example: Example) -> dict[str, Tensor]:
-    """Gradients by name; one that is missing counts as zero, which it is."""
+    """Return gradients by name; one that is missing counts as zero, which it is."""
     named = {name: observations.tensors.get(f"grad of {name}") for name in example.leaves}
     zeros = {name: torch.zeros_like(leaf) for name, leaf in example.leaves.items()}
     return {f"grad of {name}": zeros[name] if grad is None else grad for name, grad in named.items()}

@@ -53,7 +53,7 @@ class Growth:
 
     @property
     def slope(self) -> float:
-        """Decades a step: the least-squares slope of log10(error)."""
+        """Fit decades a step: the least-squares slope of log10(error)."""
         points = [(step, math.log10(error)) for step, error in enumerate(self.errors) if 0 < error < math.inf]
         if len(points) < 2:
             return 0.0
@@ -62,7 +62,7 @@ class Growth:
 
     @property
     def kind(self) -> str:
-        """none, rounding (drift from the last digit), or bug (wrong from some step on)."""
+        """Say none, rounding (drift from the last digit), or bug (wrong from some step on)."""
         largest = max(self.errors, default=0.0)
         if largest == 0:
             return "none"
@@ -78,7 +78,7 @@ class Growth:
 
 
 def ulps(subject: Tensor, reference: Tensor) -> Counter[int]:
-    """How many numbers are how many units in the last place apart: bin -> count, bins by their upper ends, -1 open."""
+    """Count the numbers that are so many units in the last place apart: by the upper end of each bin, -1 open."""
     apart = (_ordinal(subject) - _ordinal(reference)).abs()
     counts: Counter[int] = Counter()
     below = torch.zeros_like(apart, dtype=torch.bool)
@@ -91,14 +91,14 @@ def ulps(subject: Tensor, reference: Tensor) -> Counter[int]:
 
 
 def _ordinal(tensor: Tensor) -> Tensor:
-    """Floats numbered in their order: neighbours differ by one, and -0.0 is 0.0."""
+    """Number floats in their order: neighbours differ by one, and -0.0 is 0.0."""
     bits = tensor.contiguous().view(torch.int32 if tensor.dtype == torch.float32 else torch.int64).to(torch.int64)
     least = -(2 ** (31 if tensor.dtype == torch.float32 else 63))
     return torch.where(bits < 0, least - bits, bits)
 
 
 def growth(subject: Any, case: Case, seed: int = 0) -> tuple[Growth, Counter[int]] | None:
-    """Error by step and ULPs of `output` on forty steps of float32; None if the subject doesn't run there."""
+    """Measure error by step and ULPs of `output` on forty steps of float32; None if the subject doesn't run there."""
     long = replace(case, dtype="float32", special="long", onednn=False)
     drawn, precision = draw(long, seed), Precision(torch.float32, torch.float32)
     ours, theirs = (
@@ -107,15 +107,14 @@ def growth(subject: Any, case: Case, seed: int = 0) -> tuple[Growth, Counter[int
     if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return None
     errors = (ours - theirs).abs().double().flatten(1).amax(1) / theirs.abs().max().double()
-    return Growth(tuple(torch.nan_to_num(errors, nan=math.inf).tolist()), torch.finfo(torch.float32).eps), ulps(
-        ours, theirs
-    )
+    followed = Growth(tuple(torch.nan_to_num(errors, nan=math.inf).tolist()), torch.finfo(torch.float32).eps)
+    return followed, ulps(ours, theirs)
 
 
 def first_difference(
     case: Case, example: Example, ours: Observations, variant: Variant | None, allowed: float
 ) -> Location | None:
-    """The first number of the outputs that differs from torch.nn's, in the order of computation.
+    """Return the first number of the outputs that differs from torch.nn's, in the order of computation.
 
     Layers below the last show themselves only in their final states; so a layer whose final state differs comes first,
     unless it is the last, which `output` shows step by step.
@@ -148,7 +147,7 @@ def first_difference(
 
 
 def _batched(case: Case, name: str, tensor: Tensor) -> Tensor:
-    """States as (slots, N, H), padded output as (L, N, D*H)."""
+    """Return states as (slots, N, H), padded output as (L, N, D*H)."""
     if case.is_cell:
         tensor = tensor.unsqueeze(0)
     if case.form == "unbatched":

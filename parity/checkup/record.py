@@ -68,7 +68,7 @@ class Checkup:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Say in one sentence whether the subject is torch.nn's."""
         if not self.same:
             names = self.diagnosis.names
             return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
@@ -131,7 +131,7 @@ class Checkup:
 
 
 def table(checkup: Checkup) -> str:
-    """Counts of verdicts by axis value."""
+    """Return counts of verdicts by axis value."""
     shown = [verdict for verdict in Verdict if checkup.counts[verdict]]
     lines = [f"{'':24}" + "".join(f"{verdict.label:>{max(14, len(verdict.label) + 2)}}" for verdict in shown)]
     for axis in AXES:
@@ -146,7 +146,7 @@ def table(checkup: Checkup) -> str:
 
 
 def label(axis: str, value: Any) -> str:
-    """An axis and a value in a few words."""
+    """Return an axis and a value in a few words."""
     if isinstance(value, bool):
         return axis if value else f"no {axis}"
     return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"

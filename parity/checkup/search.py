@@ -68,13 +68,13 @@ def findings(variant: Variant, base: Variant, evidence: str) -> list[Finding]:
 
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
-    """What rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
+    """Estimate what rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
     steps = 1 if example.is_cell else max(example.rows.shape[:-1])
     return 256 * eps * math.sqrt(steps * len(example.slots))
 
 
 def distance(expected: dict[str, Tensor], seen: dict[str, Tensor], orders: int = 0) -> Tensor:
-    """The largest error relative to the largest number of each tensor; with `orders`, one for each of them."""
+    """Return the largest error relative to the largest number of each tensor; with `orders`, one for each of them."""
     total = torch.zeros(orders or 1, dtype=torch.float64)
     for name, tensor in seen.items():
         other = expected.get(name)
@@ -134,19 +134,19 @@ def search(
 
 
 def _position(variant: Variant) -> tuple[int, ...]:
-    """The catalogue's order decides between equally simple names."""
+    """Order equally simple names by the catalogue."""
     return tuple(CATALOGUE.index(deviation) for deviation in variant.deviations)
 
 
 def error_of(variant: Variant, example: Example, seen: dict[str, Tensor]) -> float:
-    """The distance of a variant from what was seen."""
+    """Return the distance of a variant from what was seen."""
     return errors_of_orders(variant.deviations, (variant.order,), example, seen)[0].item()
 
 
 def errors_of_orders(
     deviations: tuple[Mutant, ...], tried: Sequence[Order], example: Example, seen: dict[str, Tensor]
 ) -> Tensor:
-    """The distance from what was seen, for each order of the gates."""
+    """Return the distance from what was seen, for each order of the gates."""
     H = example.hidden_size
     rows = torch.stack([order.rows(H) for order in tried]) if len(tried) > 1 else tried[0].permutation(H)
     try:
@@ -157,7 +157,7 @@ def errors_of_orders(
 
 
 def equivalent(first: Variant, second: Variant, example: Example) -> bool:
-    """Whether two variants are the same function: they agree on other, generic numbers in the form of `example`."""
+    """Say whether two variants are the same function: they agree on other, generic numbers in the form of `example`."""
     generator = torch.Generator().manual_seed(20)
 
     def anew(tensor: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def _rounded(drawn: Draw, digits: int) -> Draw:
 
 
 def script(smallest: Smallest, subject: str) -> str:
-    """A few lines that compute torch.nn's numbers, beside those of the subject."""
+    """Write a few lines that compute torch.nn's numbers, beside those of the subject."""
     case, drawn, name = smallest.case, smallest.drawn, smallest.tensor
     hx = [_literal(state) for state in drawn.hx]
     lines = _set_up(case, drawn)
@@ -141,7 +141,7 @@ def script(smallest: Smallest, subject: str) -> str:
 
 
 def _set_up(case: Case, drawn: Draw) -> list[str]:
-    """The lines that make the module and its input."""
+    """Write the lines that make the module and its input."""
     defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
     arguments = [str(drawn.arguments["input_size"]), str(drawn.arguments["hidden_size"])]
     for key, value in drawn.arguments.items():
@@ -182,13 +182,13 @@ def _literal(tensor: Tensor | None) -> str:
 
 
 def save(smallest: Smallest, target: str, as_: str, file: Path) -> None:
-    """Everything that is needed to run the smallest case again."""
+    """Write down everything that is needed to run the smallest case again."""
     data = {"target": target, "as": as_, "case": asdict(smallest.case), "tensor": smallest.tensor}
     file.write_text(json.dumps(data | asdict(smallest.drawn), indent=1, default=Tensor.tolist) + "\n")
 
 
 def restore(file: Path) -> tuple[dict[str, Any], Case, Draw]:
-    """What `save` wrote: (target and so on, case, numbers)."""
+    """Read what `save` wrote: (target and so on, case, numbers)."""
     data = json.loads(file.read_text())
 
     def tensor(values: Any) -> Tensor:

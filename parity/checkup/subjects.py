@@ -62,7 +62,7 @@ class Subject:
 
 
 def load(path: str) -> Any:
-    """The object `PKG.MOD:NAME` or `FILE.py:NAME`."""
+    """Return the object `PKG.MOD:NAME` or `FILE.py:NAME`."""
     module, _, name = path.rpartition(":")
     if not module:
         raise ValueError(f"{path!r}: expected PKG.MOD:NAME")
@@ -75,7 +75,7 @@ def load(path: str) -> Any:
 
 
 def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = None) -> Subject:
-    """A subject made of a class or a function. `as_` is torch.nn's name for it, where its own name doesn't say.
+    """Make a subject of a class or a function. `as_` is torch.nn's name for it, where its own name doesn't say.
 
     ValueError if the kind cannot be told from the name.
     """
@@ -93,14 +93,14 @@ def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = No
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a constructor's options that are not torch.nn's."""
+    """Return the defaults of a constructor's options that are not torch.nn's."""
     own = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     options = own.keys() & DEFAULTS.keys() - {"device", "dtype"}
     return {name: own[name] for name in sorted(options) if own[name] not in (DEFAULTS[name], inspect.Parameter.empty)}
 
 
 def _guess(target: Any, name: str) -> str:
-    """torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
+    """Guess torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
     words = [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]
     for word, kind in itertools.product(words, GATES):
         if kind in word:
@@ -132,7 +132,7 @@ def _module(
 
 
 def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
-    """torch.nn's module, for the names and shapes of its parameters."""
+    """Return torch.nn's module, for the names and shapes of its parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dropout in one layer
         module: nn.Module = getattr(nn, class_name)(**arguments, device="meta")
@@ -140,7 +140,7 @@ def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
-    """The layout, inferred at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
+    """Infer the layout at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
     clear = {**arguments, "input_size": 5, "hidden_size": 7}
     own, shapes = (
         {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -150,7 +150,7 @@ def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
 
 
 def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
-    """Only what deviates from torch.nn's defaults or its own is passed: a class need not have every option."""
+    """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
     sizes = arguments["input_size"], arguments["hidden_size"]
     asked = {name: DEFAULTS[name] for name in _defaults(cls)} | arguments
     unsaid = DEFAULTS | _defaults(cls)
@@ -228,12 +228,12 @@ class Convention:
 
 
 def first(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    """`function` of the input among arguments, of the output in a result (which may be alone)."""
+    """Apply `function` to the input among arguments, to the output in a result (which may be alone)."""
     return lambda parts: function(parts) if isinstance(parts, Tensor) else (function(parts[0]), *parts[1:])
 
 
 def rest(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    """`function` of the states among arguments or in a result, as far as there are any."""
+    """Apply `function` to the states among arguments or in a result, as far as there are any."""
 
     def each(state: Any) -> Any:
         return tuple(map(each, state)) if isinstance(state, (tuple, list)) else function(state)
@@ -242,17 +242,17 @@ def rest(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
 
 
 def side_by_side(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """(input, (h_0, c_0)) -> (input, h_0, c_0)"""
+    """Turn (input, (h_0, c_0)) into (input, h_0, c_0)."""
     return (parts[0], *parts[1]) if len(parts) > 1 and isinstance(parts[1], tuple) else parts
 
 
 def paired(result: Any) -> Any:
-    """(output, h_n, c_n) -> (output, (h_n, c_n))"""
+    """Turn (output, h_n, c_n) into (output, (h_n, c_n))."""
     return (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and len(result) == 3 else result
 
 
 def state_of_pair(result: Any) -> Any:
-    """(h, state) -> state"""
+    """Turn (h, state) into state."""
     return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
@@ -287,7 +287,7 @@ CELL_CONVENTIONS = (
 
 
 def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject:
-    """The subject as it would be if it followed torch.nn's conventions of shape."""
+    """Return the subject as it would be if it followed torch.nn's conventions of shape."""
 
     def make(**arguments: Any) -> nn.Module:
         module = subject.make(**arguments)
@@ -357,7 +357,7 @@ class Layout:
 
 
 def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], kind: str) -> Layout:
-    """The layout in which the subject keeps torch.nn's weights, from names and shapes.
+    """Infer the layout in which the subject keeps torch.nn's weights, from names and shapes.
 
     Parameters are taken to come layer by layer, direction by direction, each time in the same order. A joined matrix is
     taken to be [weight_ih, weight_hh]; of one bias, both are added into it. Gates of their own are told apart by the
@@ -403,7 +403,7 @@ def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], k
 def _biases(
     vectors: list[str], own: dict[str, tuple[int, ...]], matrices: dict[str, Part], gates: str, H: int
 ) -> dict[str, Part]:
-    """A bias belongs to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
+    """Give a bias to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
     parts: dict[str, Part] = {}
     owned = [name.rpartition(".")[0] for name in matrices]
     beside = {
@@ -438,7 +438,7 @@ WORDS = {
 
 
 def _letters(names: list[str], gates: str) -> list[str]:
-    """The gate of each parameter, by the part in which the names differ; torch.nn's order where that says nothing."""
+    """Read each parameter's gate off the part in which the names differ; torch.nn's order where that says nothing."""
     in_order = [gates[k % len(gates)] for k in range(len(names))]
     start, end = _common(names), _common([name[::-1] for name in names])
     words = [re.sub(r"[^a-z]", "", name[start : len(name) - end].lower())[:1] for name in names]

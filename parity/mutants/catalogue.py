@@ -31,7 +31,7 @@ def reshaped(w: Tensor, gates: int) -> Tensor:
 
 
 def real(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function` of real numbers; complex ones, on which it is not defined, stay as they are."""
+    """Apply `function` to real numbers; complex ones, on which it is not defined, stay as they are."""
     return lambda x: x if x.is_complex() else function(x)
 
 
@@ -43,7 +43,7 @@ def hard_sigmoid(x: Tensor) -> Tensor:
 def with_derivative(
     function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """`function`, whose derivative is taken to be `derivative` of its value."""
+    """Return `function`, whose derivative is taken to be `derivative` of its value."""
 
     def computed(x: Tensor) -> Tensor:
         y = function(x).detach()
@@ -61,18 +61,18 @@ def zeroed(*which: int) -> Callable[[list[State], int], list[State]]:
 
 
 def direction_major(states: list[State], D: int) -> list[State]:
-    """The states of the forward direction of all layers, then those of the reverse direction."""
+    """Return the states of the forward direction of all layers, then those of the reverse direction."""
     return [states[k] for d in range(D) for k in range(d, len(states), D)]
 
 
 def layer_major(states: list[State], D: int) -> list[State]:
-    """The inverse of direction_major: what comes out if a direction-major list is expected and a layer-major given."""
+    """Undo direction_major: what comes out if a direction-major list is expected and a layer-major given."""
     layers = len(states) // D
     return [states[d * layers + layer] for layer in range(layers) for d in range(D)]
 
 
 def end_of_output(which: tuple[int, ...]) -> Callable[..., State]:
-    """h_n of the directions in `which` read off the last step of the output."""
+    """Read h_n of the directions in `which` off the last step of the output."""
 
     def final(state: State, output: Tensor, sizes: list[int], reverse: bool) -> State:
         last = padded(output[..., -sizes[-1] :, :], sizes[0])
@@ -86,25 +86,25 @@ def renamed(**names: str) -> Callable[[dict[str, Tensor], Example], dict[str, Te
 
 
 def moved_state(h: Tensor, order: Tensor | None, example: Example) -> Tensor:
-    """hx read as (N, D*layers, H), where the shape does not tell."""
+    """Read hx as (N, D*layers, H), where the shape does not tell."""
     moved = h.transpose(0, 1) if example.batch_first and h.size(0) == h.size(1) else h
     return picked(moved, order)
 
 
 def moved_states(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
-    """h_n and c_n as (N, D*layers, H)."""
+    """Return h_n and c_n as (N, D*layers, H)."""
     if not example.batch_first or example.is_unbatched:
         return results
     return {name: t if name == "output" else t.transpose(-3, -2) for name, t in results.items()}
 
 
 def swapped(states: list[State], D: int) -> list[State]:
-    """c as h and h as c, where they are of one size."""
+    """Return c as h and h as c, where they are of one size."""
     return [state[::-1] if state[0].shape == state[1].shape else state for state in states]
 
 
 def fixed(function: Callable[[Tensor], Tensor]) -> Callable[..., Callable[[Tensor], Tensor]]:
-    """`function`, whatever the RNN's own nonlinearity is."""
+    """Return `function`, whatever the RNN's own nonlinearity is."""
     return lambda own: function
 
 
@@ -113,22 +113,22 @@ def through_float32(x: Tensor) -> Tensor:
 
 
 def nudge(tensor: Tensor, target: Tensor | float = 0.0) -> Tensor:
-    """A ten-thousandth of the way to `target`, and no sign of it in the gradient."""
+    """Move a ten-thousandth of the way to `target`, with no sign of it in the gradient."""
     return tensor + (1e-4 * (target - tensor)).detach()
 
 
 def scaled(factor: float) -> Callable[[Tensor], Tensor]:
-    """The identity, whose gradient is scaled."""
+    """Scale the gradient of the identity."""
     return lambda tensor: tensor.detach() + factor * (tensor - tensor.detach())
 
 
 def weights(change: Callable[[Weights], Weights]) -> dict[str, Any]:
-    """The weights are changed before they are used."""
+    """Change the weights before they are used."""
     return {"read": lambda w, slot, example: change(w)}
 
 
 def states(change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
-    """Results of these names are changed before they are handed out."""
+    """Change results of these names before they are handed out."""
     return {"result": lambda results, example: {n: change(t) if n in names else t for n, t in results.items()}}
 
 
@@ -160,9 +160,11 @@ class Sole(torch.autograd.Function):
 # What diagnosis names -------------------------------------------------------------------------------------------------
 
 
-def equations() -> Iterator[Mutant]:
-    """Mistakes in a step."""
-    identity, relu = same, real(torch.relu)
+relu = real(torch.relu)
+
+
+def in_any_step() -> Iterator[Mutant]:
+    """List mistakes in a step of several classes."""
     yield from known(
         "cell", EVERYWHERE,
         ("bias_ih is missing", {"b_ih": 0.0}),
@@ -197,16 +199,20 @@ def equations() -> Iterator[Mutant]:
          "Keras 1 and 2 before 2.3, ONNX HardSigmoid"),
         ("hard sigmoid, clip(x / 6 + 0.5, 0, 1)", {"sigmoid": real(F.hardsigmoid)}, "",
          "Keras 3 hard_sigmoid, torch.nn.Hardsigmoid"),
-        ("the gates' sigmoid is missing", {"sigmoid": identity}),
+        ("the gates' sigmoid is missing", {"sigmoid": same}),
         ("tanh on the gates in place of sigmoid", {"sigmoid": torch.tanh}),
         ("sigmoid on the candidate in place of tanh", {"candidate": torch.sigmoid}),
         ("relu on the candidate in place of tanh", {"candidate": relu}),
-        ("tanh is missing on the candidate", {"candidate": identity}),
+        ("tanh is missing on the candidate", {"candidate": same}),
     )  # fmt: skip
     yield Mutant(
         "biases are read in torch.nn's order, weights in another", "cell", "LGlg", {"bias_follows": False},
         "permute the biases as the weights", planted=False,
     )  # fmt: skip
+
+
+def in_a_step_of_an_lstm() -> Iterator[Mutant]:
+    """List mistakes in a step of the LSTM."""
     yield from known(
         "cell", "Ll",
         ("forget gate + 1", {"gates": lambda i, f, g, o, c: (i, f + 1, g, o)},
@@ -240,6 +246,10 @@ def equations() -> Iterator[Mutant]:
          "assign the new h to the variable that the next step reads"),
         ("output is c in place of h", {"shown": lambda after, before: after[1]}, "collect h, not c"),
     )  # fmt: skip
+
+
+def in_a_step_of_a_gru_or_rnn() -> Iterator[Mutant]:
+    """List mistakes in a step of the GRU or the RNN."""
     yield from known(
         "cell", "Gg",
         ("reset before the product", {"reset": lambda i, r, h, u, b: i + u(r * h, b)},
@@ -269,8 +279,8 @@ def equations() -> Iterator[Mutant]:
     )  # fmt: skip
 
 
-def layers_and_batches() -> Iterator[Mutant]:
-    """Mistakes in what stands around the steps."""
+def layers() -> Iterator[Mutant]:
+    """List mistakes in layers, directions and their states."""
     yield Mutant(  # shows only where a layer's input is of the size of the first one's, as in no case of the grid
         "every layer uses the first layer's weights", "stack", LAYERS, {"slot": lambda slot, D: slot % D},
         "use weight_*_l{layer}", planted=False,
@@ -303,6 +313,10 @@ def layers_and_batches() -> Iterator[Mutant]:
         ("directions are joined in reverse order", {"joined": lambda outputs: torch.cat(outputs[::-1], -1)}),
         ("directions are added, not joined", {"joined": lambda outputs: sum(outputs)}, "", "Keras merge_mode='sum'"),
     )  # fmt: skip
+
+
+def batches() -> Iterator[Mutant]:
+    """List mistakes in packed batches and in batch_first."""
     yield from known(
         "batch", LAYERS,
         ("the final state is taken at the padding", {"ragged": False},
@@ -325,7 +339,7 @@ def layers_and_batches() -> Iterator[Mutant]:
 
 
 def dropouts() -> Iterator[Mutant]:
-    """Dropout in other places, or at other times."""
+    """List mistakes of dropout: in other places, or at other times."""
     yield from known(
         "dropout", LAYERS,
         ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}),
@@ -344,7 +358,7 @@ def dropouts() -> Iterator[Mutant]:
 
 
 def gradients() -> Iterator[Mutant]:
-    """Right numbers, whose gradients are wrong."""
+    """List mistakes with right numbers, whose gradients are wrong."""
 
     def cut(*points: str) -> dict[str, Any]:
         return {f"at {point}": torch.Tensor.detach for point in points}
@@ -384,6 +398,10 @@ def gradients() -> Iterator[Mutant]:
         *((f"gate {gate} is detached", cut(gate), keep) for gate in "rzn"),
         ("h is detached in the blend", cut("h in the blend"), keep),
     )  # fmt: skip
+
+
+def derivatives() -> Iterator[Mutant]:
+    """List wrong derivatives of the nonlinearities, written by hand."""
     sigmoids = (("s", lambda s: s), ("1 - s", lambda s: 1 - s))
     tanhs = (("1 - y", lambda y: 1 - y), ("y", lambda y: y), ("1 + y * y", lambda y: 1 + y * y))
     yield from known(
@@ -407,7 +425,7 @@ def gradients() -> Iterator[Mutant]:
 
 
 def dtypes() -> Iterator[Mutant]:
-    """Numbers that pass through a narrower dtype."""
+    """List mistakes of numbers that pass through a narrower dtype."""
 
     def rounded(*points: str) -> dict[str, Any]:
         return {f"at {point}": through_float32 for point in points}
@@ -432,8 +450,8 @@ def dtypes() -> Iterator[Mutant]:
 # What is only planted -------------------------------------------------------------------------------------------------
 
 
-def in_a_step() -> Iterator[Mutant]:
-    """Mistakes in a step that diagnosis has no name for."""
+def other_steps() -> Iterator[Mutant]:
+    """List mistakes in a step that diagnosis has no name for."""
 
     def no_bias(w: Weights) -> Weights:
         return w._replace(b_ih=w.w_ih[:, 0] * 0 + 0.1) if w.b_ih is w.b_hh is None else w
@@ -474,8 +492,8 @@ def in_a_step() -> Iterator[Mutant]:
     yield from map(reordered, (*dict.fromkeys(order for _, order, _ in SYSTEMS if not order.plain), Order("nzr")))
 
 
-def around_the_steps() -> Iterator[Mutant]:
-    """Mistakes in states, layers, directions and batches that diagnosis has no name for."""
+def other_stacks() -> Iterator[Mutant]:
+    """List mistakes in states, layers, directions and batches that diagnosis has no name for."""
 
     def first_steps(run: Any, x: Tensor, sizes: list[int], *rest: Any) -> tuple[Tensor, State]:
         output, state = run(x[: sum(sizes[:32])], sizes[:32], *rest)
@@ -532,7 +550,7 @@ def around_the_steps() -> Iterator[Mutant]:
 
 
 def other_dropouts() -> Iterator[Mutant]:
-    """Functions that stand between two layers in place of F.dropout."""
+    """List functions that stand between two layers in place of F.dropout."""
 
     def unscaled(x: Tensor, p: float, training: bool) -> Tensor:
         return F.dropout(x, p, training) * ((1 - p) if training else 1)
@@ -561,7 +579,7 @@ def other_dropouts() -> Iterator[Mutant]:
 
 
 def other_gradients() -> Iterator[Mutant]:
-    """Wrong gradients that diagnosis has no name for."""
+    """List wrong gradients that diagnosis has no name for."""
 
     def truncated(run: Any, x: Tensor, sizes: list[int], *rest: Any) -> Any:
         cut = sum(sizes[:-3])
@@ -628,7 +646,7 @@ def other_gradients() -> Iterator[Mutant]:
 
 
 def other_dtypes() -> Iterator[Mutant]:
-    """Numbers of another dtype than torch.nn's, or of less precision."""
+    """List mistakes of numbers: of another dtype than torch.nn's, or of less precision."""
 
     def no_autocast(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         if torch.is_autocast_enabled("cpu"):
@@ -660,7 +678,7 @@ def other_dtypes() -> Iterator[Mutant]:
 
 
 def memory() -> Iterator[Mutant]:
-    """Right numbers in the wrong memory."""
+    """List mistakes with right numbers, in the wrong memory."""
 
     def in_place(h: Tensor) -> Tensor:
         with torch.no_grad():
@@ -681,7 +699,7 @@ def memory() -> Iterator[Mutant]:
 
 
 def needles() -> Iterator[Mutant]:
-    """A ten-thousandth off, with the right gradient: only the one observation that is aimed at shows it."""
+    """List what is a ten-thousandth off, with the right gradient: only the observation that is aimed at shows it."""
 
     def shared(w: Weights, slot: str, example: Example) -> Weights:
         if not slot.endswith("_reverse"):
@@ -713,8 +731,9 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 LEVELS = ("cell", "stack", "batch", "dropout", "gradient", "dtype", "memory", "contract", "needle")
 EVERY = (
-    *equations(), *in_a_step(), *layers_and_batches(), *around_the_steps(), *dropouts(), *other_dropouts(),
-    *gradients(), *other_gradients(), *dtypes(), *other_dtypes(), *memory(), *needles(), *CONDUCT,
+    *in_any_step(), *in_a_step_of_an_lstm(), *in_a_step_of_a_gru_or_rnn(), *other_steps(), *layers(), *batches(),
+    *other_stacks(), *dropouts(), *other_dropouts(), *gradients(), *derivatives(), *other_gradients(),
+    *dtypes(), *other_dtypes(), *memory(), *needles(), *CONDUCT,
 )  # fmt: skip
 #: Every mistake, level by level. Where two of them mean the same, the first gives the name.
 CATALOGUE: tuple[Mutant, ...] = tuple(sorted(EVERY, key=lambda mutant: LEVELS.index(mutant.level)))

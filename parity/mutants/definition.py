@@ -88,7 +88,7 @@ def same(value: Any, *_: Any) -> Any:
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x @ w.T + b, of weights with leading dimensions too."""
+    """Compute x @ w.T + b, of weights with leading dimensions too."""
     if w.dim() == 2:
         return F.linear(x, w, b)
     return x @ w.mT if b is None else x @ w.mT + b

@@ -36,14 +36,14 @@ class Mutant:
         return tuple(INITIALS[initial] for initial in self.initials)
 
     def plant(self) -> type:
-        """What the six classes are made of, to make this mistake."""
+        """Make what the six classes are made of, to make this mistake."""
         if self.mixin is not None:
             return self.mixin
         return type("", (Planted,), {"definition": defined(self.knobs), "order": self.order})
 
 
 def defined(knobs: dict[str, Any]) -> Definition:
-    """torch.nn's definition with some of its fields exchanged."""
+    """Return torch.nn's definition with some of its fields exchanged."""
     at = {key.removeprefix("at "): change for key, change in knobs.items() if key.startswith("at ")}
     return Definition(**{key: value for key, value in knobs.items() if not key.startswith("at ")}, at=at)
 
@@ -80,6 +80,6 @@ def known(level: str, initials: str, *rows: tuple[Any, ...]) -> Iterator[Mutant]
 
 
 def planted(level: str, initials: str, *rows: tuple[Any, ...]) -> Iterator[Mutant]:
-    """Mistakes that are only planted: (name, knobs), and where the selftest looks first."""
+    """List mistakes that are only planted: (name, knobs), and where the selftest looks first."""
     for name, knobs, *look in rows:
         yield Mutant(name, level, initials, knobs, look="".join(look))

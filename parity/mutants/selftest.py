@@ -72,7 +72,7 @@ def examine(mixin: type, cases: list[Case], classes: tuple[str, ...], chunk: int
 
 
 def try_mutant(mutant: Mutant, class_name: str) -> Trial:
-    """The quick grid, from where the mutant is likeliest to be seen; then the contract."""
+    """Put the quick grid, from where the mutant is likeliest to be seen, and then the contract."""
     cases = [case for case in quick_cases() if case.class_name == class_name]
     if mutant.look == "contract":
         cases = []
@@ -84,7 +84,7 @@ def try_mutant(mutant: Mutant, class_name: str) -> Trial:
 
 
 def try_control(name: str, part: int) -> Trial:
-    """A part of the quick grid, or the contract (the last part)."""
+    """Put a part of the quick grid, or the contract (the last part)."""
     cases = quick_cases()[part::PARTS] if part < PARTS else []
     tried, sign = examine(CONTROLS[name], cases, () if part < PARTS else CLASSES)
     return Trial(name, "control", "", not sign, tried, sign)
@@ -112,7 +112,7 @@ Task = tuple[str, Any, Any]
 
 
 def tasks() -> list[Task]:
-    """Whatever is worth a process's while, in the order of the table."""
+    """Return whatever is worth a process's while, in the order of the table."""
     planted = [("mutant", index, name) for index, mutant in enumerate(PLANTED) for name in mutant.classes]
     controls = [("control", name, part) for name in CONTROLS for part in range(PARTS)]
     controls.append(("control", next(iter(CONTROLS)), PARTS))  # the order of sums is no affair of the contract

@@ -46,14 +46,14 @@ def _in(where: str, *rows: tuple[str, ...]) -> Iterator[Spoiled]:
 
 
 def _without(*rows: tuple[str, ...]) -> Iterator[Spoiled]:
-    """Grids of only those cases that satisfy a condition."""
+    """List grids of only those cases that satisfy a condition."""
     old = "[*_layers(), *_cells(), *_specials()]"
     for name, condition, *rest in rows:
         yield Spoiled(f"a grid {name}", "grid.cases.grid", old, f"[case for case in {old} if {condition}]", *rest)
 
 
 def _blind(*rows: tuple[str, ...]) -> Iterator[Spoiled]:
-    """Facts that aren't looked at."""
+    """List facts that aren't looked at."""
     for name, fact, *rest in rows:
         old = "_FACTS.get(name, _equal)(expected, seen)"
         yield Spoiled(f"does not ask {name}", "grid.compare.compare_facts", old, f"(name == {fact!r} or {old})", *rest)
@@ -221,7 +221,7 @@ SPOILED = (
 
 @contextlib.contextmanager
 def spoilt(spoiled: Spoiled) -> Iterator[None]:
-    """The harness with one piece of its source exchanged."""
+    """Exchange one piece of the source of the harness."""
     folder, file, name = spoiled.where.split(".")
     owner = importlib.import_module(f"parity.{folder}.{file}")
     true = getattr(owner, name)

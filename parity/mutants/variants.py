@@ -49,12 +49,12 @@ def plain(kind: str) -> Variant:
 
 @cache
 def define(deviations: tuple[Mutant, ...]) -> Definition:
-    """torch.nn's definition with these deviations."""
+    """Return torch.nn's definition with these deviations."""
     return defined({key: value for deviation in deviations for key, value in deviation.knobs.items()})
 
 
 def compatible(deviations: Iterable[Mutant]) -> bool:
-    """Whether no two of them change the same thing."""
+    """Say whether no two of them change the same thing."""
     keys = [key for deviation in deviations for key in deviation.knobs]
     return len(keys) == len(set(keys))
 

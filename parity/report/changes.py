@@ -24,7 +24,7 @@ class Changes:
 
     @property
     def worse(self) -> bool:
-        """Whether a case got a worse verdict or a mistake appeared."""
+        """Say whether a case got a worse verdict or a mistake appeared."""
         return bool(self.appeared) or any(Verdict.named(new) > Verdict.named(old) for old, new in self.cases)
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Changes:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0: nothing got worse. 1: something did. 2: wrong usage."""
+    """Return exit code 0: nothing got worse. 1: something did. 2: wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m parity compare", description="What changed between two reports?")
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)

@@ -28,7 +28,7 @@ COLOURS = {
 
 
 def as_json(checkup: Checkup) -> str:
-    """Versions, threads, seed, findings, one entry for each case."""
+    """Return versions, threads, seed, findings, one entry for each case."""
     diagnosis = checkup.diagnosis
     data = {
         "subject": checkup.subject,
@@ -62,7 +62,7 @@ def _finite(error: float) -> float | None:
 
 
 def as_junit(checkup: Checkup) -> str:
-    """One test case for each case, and one for the diagnosis."""
+    """Write one test case for each case, and one for the diagnosis."""
     name = f"parity.{checkup.subject}"
     entries = [_junit("diagnosis", name, "" if checkup.diagnosis.same else str(checkup.diagnosis), Verdict.DIFFERENT)]
     entries += [
@@ -86,7 +86,7 @@ def _junit(name: str, group: str, message: str, verdict: Verdict) -> str:
 
 
 def as_markdown(checkup: Checkup) -> str:
-    """For a pull request."""
+    """Write a comment for a pull request."""
     mark = "same" if checkup.same else "different"
     lines = [f"### parity: `{checkup.subject}` ({mark})", "", f"{checkup.verdict}.", ""]
     for finding in checkup.diagnosis.findings:
@@ -111,7 +111,7 @@ COPY = "navigator.clipboard.writeText(document.getElementById('script').textCont
 
 
 def as_html(checkup: Checkup) -> str:
-    """One page that needs nothing from elsewhere."""
+    """Write one page that needs nothing from elsewhere."""
     e = html.escape
     word, colour = ("same", Verdict.BITWISE) if checkup.same else ("different", Verdict.DIFFERENT)
     badge = f'<span class="badge" style="background:{COLOURS[colour]}">{word}</span>'
@@ -139,7 +139,7 @@ def as_html(checkup: Checkup) -> str:
 
 
 def heat_map(rows: list[Row]) -> str:
-    """The worst verdict of the cases that have both values; the number is how many fail."""
+    """Colour the worst verdict of the cases that have both values; the number is how many fail."""
     values = [
         (axis, value)
         for axis in AXES
@@ -175,7 +175,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 24
 
 
 def _growth(checkup: Checkup) -> str:
-    """Error against step, on a logarithmic scale."""
+    """Draw error against step, on a logarithmic scale."""
     if checkup.growth is None or checkup.growth.kind == "none":
         return ""
     shown = [(step, math.log10(error)) for step, error in enumerate(checkup.growth.errors) if 0 < error < math.inf]
@@ -208,7 +208,7 @@ def _growth(checkup: Checkup) -> str:
 
 
 def _ulps(checkup: Checkup) -> str:
-    """How many numbers are how far from torch.nn's, in units in the last place."""
+    """Draw how many numbers are how far from torch.nn's, in units in the last place."""
     total = sum(checkup.ulps.values())
     if not total:
         return ""
