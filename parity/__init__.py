@@ -20,7 +20,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`parity.check` and `parity.check_arrays`, imported when they are asked for."""
+    """Import `parity.check` and `parity.check_arrays` when they are asked for."""
     if name == "check":
         from .checkup.examine import check
 

@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: no difference. 1: a difference, or a planted fault that was not found. 2: wrong usage."""
+    """Return exit code 0: no difference. 1: a difference, or a planted fault that was not found. 2: wrong usage."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         module, function = COMMANDS[argv[0]]
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _again(options: argparse.Namespace) -> str:
-    """The command line that runs this subject with these settings."""
+    """Return the command line that runs this subject with these settings."""
     given = [f" --subject {options.subject}"] * (options.subject != "rnnkit")
     given += [" --set " + shlex.quote(f"{name}={value}") for name, value in options.settings.items()]
     return "python -m parity" + "".join(given)

@@ -10,7 +10,7 @@ import torch
 
 from .checkup import shrink, subjects
 from .checkup.arrays import check_arrays
-from .checkup.diagnose import Doctor
+from .checkup.diagnose import EXACT, Doctor
 from .checkup.examine import check
 from .grid import run
 from .report import pages
@@ -25,7 +25,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m parity check`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
+    """Run `python -m parity check`. Exit code 0: torch.nn's. 1: not. 2: wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m parity check", description="Is this module torch.nn's, and if not, why?", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 
 def replay(argv: list[str]) -> int:
-    """`python -m parity replay`: run a saved case again. Exit code 0 if it no longer differs."""
+    """Run a saved case again: `python -m parity replay`. Exit code 0 if it no longer differs."""
     parser = argparse.ArgumentParser(prog="python -m parity replay", description="Run a failing case again.")
     parser.add_argument("file", type=Path)
     options = parser.parse_args(argv)
@@ -80,7 +80,7 @@ def replay(argv: list[str]) -> int:
     subject = subjects.adapt(data["target"], data["as"])
     doctor = Doctor(subject)
     doctor.settle()
-    ours, theirs = (run.observe(n, case, drawn, shrink.EXACT) for n in (doctor.subject.namespace, torch.nn))
+    ours, theirs = (run.observe(n, case, drawn, EXACT) for n in (doctor.subject.namespace, torch.nn))
     name = shrink.differing(ours, theirs)
     if not name:
         print(f"{data['target']}: no difference any more in {case.name}")

@@ -26,7 +26,7 @@ class ParityTests:
 
     @classmethod
     def checkup(cls) -> Checkup:
-        """The checkup, once for each class."""
+        """Return the checkup, once for each class."""
         if "_checkup" not in vars(cls):
             target, weight_map = (inspect.getattr_static(cls, name) for name in ("subject", "weight_map"))
             cls._checkup = check(target, cls.as_, weight_map=weight_map, grid=cls.grid, seed=cls.seed, raises=False)

@@ -2,6 +2,10 @@
 
 A check passes where every number agrees with a float64 loop over the steps (`Planted`), and every derivative with
 plain reverse-mode differentiation of that loop; no transform is compared with itself.
+
+A check is given a `Bench` and answers in one of four ways: with what it found and what is true, a pair whose tensors
+must agree; with a way to run, whose outputs and gradients must be the loop's; with a remark; or with nothing, having
+compared by itself. What is lacking it says by an exception.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -28,7 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
 
 from ..grid.cases import CLASSES
 from ..grid.subject import Settings, load
@@ -79,6 +85,8 @@ class Bench:
         self.module.load_state_dict(self.loop.state_dict())
         self.is_cell = name.endswith("Cell")
         self.batch_first = options.get("batch_first", False)
+        # What most checks take: an input, another (a direction), a state. Drawn here, so in no transform.
+        self.x, self.v, self.hx = self.input(), self.input(), self.state()
 
     def make(self, **more: Any) -> Any:
         return getattr(self.library, self.name)(H_IN, H, **self.options | more, dtype=self.dtype)
@@ -101,12 +109,12 @@ class Bench:
         return states if len(states) > 1 else states[0]
 
     def run(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """Every tensor that the module returns: output and h_n, or h of a cell, and c where there is one."""
+        """Return every tensor that the module returns: output and h_n, or h of a cell, and c where there is one."""
         result = self.module(x, hx) if params is None else torch.func.functional_call(self.module, params, (x, hx))
         return tuple(flat(result))
 
     def truth(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The same of the loop, in float64."""
+        """Return the same of the loop, in float64."""
         x = PackedSequence(x.data.double(), *x[1:]) if isinstance(x, PackedSequence) else x.double()
         hx = hx if hx is None else hx.double() if isinstance(hx, Tensor) else tuple(h.double() for h in hx)
         forward = Forward(self.loop)
@@ -122,13 +130,13 @@ class Bench:
         return scalar(self.truth(*args))
 
     def true_grads(self, x: Tensor, hx: Any = None, params: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The loop's gradients of the input and of each parameter, by plain reverse mode."""
+        """Return the loop's gradients of the input and of each parameter, by plain reverse mode."""
         x = x.detach().double().requires_grad_()
         params = {k: v.detach().double().requires_grad_() for k, v in (params or self.params).items()}
         return list(torch.autograd.grad(self.true_loss(x, hx, params), [x, *params.values()]))
 
     def grads(self, run: Callable[..., Any], x: Tensor, *args: Any) -> list[Tensor]:
-        """The gradients of the input and of each parameter of `run`."""
+        """Return the gradients of the input and of each parameter of `run`."""
         x = x.detach().requires_grad_()
         return list(torch.autograd.grad(scalar(flat(run(x, *args))), [x, *self.module.parameters()]))
 
@@ -146,159 +154,143 @@ class Forward(nn.Module):
 
 
 def flat(result: Any) -> list[Tensor]:
-    """The tensors of a result, of a PackedSequence only its rows."""
+    """Return the tensors of a result, of a PackedSequence only its rows."""
     if isinstance(result, PackedSequence):
         return [result.data]
     return [t for part in result for t in flat(part)] if isinstance(result, (tuple, list)) else [result]
 
 
 def scalar(outputs: Sequence[Tensor]) -> Tensor:
-    """A loss that no output is missing from, each with a weight of its own."""
+    """Return a loss that no output is missing from, each with a weight of its own."""
     return sum(((k + 1) * (out * out).sum() + out.sum() for k, out in enumerate(outputs)), torch.zeros(()))
 
 
 def each(benchmark: Callable[[Any], Any], *batched: Any) -> tuple[Tensor, ...]:
-    """What vmap should give: the calls one by one, stacked."""
+    """Say what vmap should give: the calls one by one, stacked."""
     calls = []
     for k in range(len(tree_leaves(batched)[0])):
-        calls.append(benchmark(*(torch.utils._pytree.tree_map(lambda t, k=k: t[k], b) for b in batched)))
+        calls.append(benchmark(*(tree_map(lambda t, k=k: t[k], b) for b in batched)))
     return tuple(map(torch.stack, zip(*calls, strict=True)))
+
+
+Run = Callable[..., Any]
+Answer = tuple[Any, Any] | Run | str | None
+Check = Callable[[Bench], Answer]
 
 
 @dataclass(frozen=True)
 class Capability:
-    """One row of the table. The check raises where the capability is lacking, and may return a remark."""
+    """One row of the table."""
 
     name: str
     group: str
-    check: Callable[[Bench], str | None]
+    check: Check
     cells: bool = True
     slow: bool = False
     needs: str = ""  # a package, without which the row is skipped
     apart: bool = False  # run in two processes, all classes at once
 
+    def remark(self, b: Bench) -> str:
+        """Check a module, and compare what the check answers with the loop."""
+        answer = self.check(b)
+        if isinstance(answer, tuple):
+            close(*answer)
+        elif callable(answer):
+            x = b.x.clone().requires_grad_()
+            y = flat(answer(x, b.hx))
+            close(y, b.truth(b.x, b.hx))
+            close(torch.autograd.grad(scalar(y), [x, *b.module.parameters()]), b.true_grads(b.x, b.hx))
+        return answer if isinstance(answer, str) else ""
+
 
 CAPABILITIES: list[Capability] = []
 
 
-def capability(name: str, group: str, **options: Any) -> Callable[[Any], Any]:
-    def register(check: Callable[[Bench], str | None]) -> Callable[[Bench], str | None]:
-        CAPABILITIES.append(Capability(name, group, check, **options))
-        return check
-
-    return register
+def capability(name: str, group: str, **options: Any) -> Callable[[Check], None]:
+    """Register a check, written as a lambda where it is one expression."""
+    return lambda check: CAPABILITIES.append(Capability(name, group, check, **options))
 
 
 # Autograd -----------------------------------------------------------------------------------------------------------
 
-
-@capability("backward", "autograd")
-def _(b: Bench) -> None:
-    x, hx = b.input(), b.state()
-    close(b.run(x, hx), b.truth(x, hx))
-    close(b.grads(b.run, x, hx), b.true_grads(x, hx))
-
-
-@capability("backward in eval mode", "autograd")
-def _(b: Bench) -> None:
-    b.module.eval()
-    x = b.input()
-    close(b.grads(b.run, x), b.true_grads(x))
+capability("backward", "autograd")(lambda b: b.run)
+capability("backward in eval mode", "autograd")(lambda b: b.module.eval())
 
 
 @capability("double backward", "autograd")
-def _(b: Bench) -> None:
-    def second(run: Any, x: Tensor) -> Any:
-        x = x.requires_grad_()
+def _(b: Bench) -> Answer:
+    def second(run: Run, x: Tensor) -> Any:
+        x = x.detach().requires_grad_()
         (first,) = torch.autograd.grad(scalar(run(x)), x, create_graph=True)
         return torch.autograd.grad((first**2).sum(), x)
 
-    x = b.input()
-    close(second(b.run, x.clone()), second(b.truth, x.double()))
+    return second(b.run, b.x), second(b.truth, b.x.double())
 
 
 @capability("gradcheck, gradgradcheck", "autograd")
 def _(b: Bench) -> None:
     b = b.variant(torch.float64)
-    x, hx = b.input(steps=3).requires_grad_(), b.state()
-    close(b.grads(b.run, x, hx), b.true_grads(x, hx))  # gradcheck itself compares a module with itself
+    x = b.input(steps=3).requires_grad_()
+    close(b.grads(b.run, x, b.hx), b.true_grads(x, b.hx))  # gradcheck itself compares a module with itself
     names, values = zip(*b.params.items(), strict=True)
     values = tuple(value.requires_grad_() for value in values)
 
     def run(x: Tensor, *values: Tensor) -> Any:
-        return b.run(x, hx, dict(zip(names, values, strict=True)))
+        return b.run(x, b.hx, dict(zip(names, values, strict=True)))
 
     torch.autograd.gradcheck(run, (x, *values))
     torch.autograd.gradgradcheck(run, (x, *values), fast_mode=True)
 
 
-@capability("jvp (forward mode)", "autograd")
-def _(b: Bench) -> None:
-    x, v = b.input(), b.input()
-    expected = functional.jvp(b.truth, x.double(), v.double())[1]  # by double backward
-    close(torch.func.jvp(b.run, (x,), (v,))[1], expected)
+def true_jvp(b: Bench) -> Any:
+    """Differentiate the loop along `b.v`, by double backward."""
+    return functional.jvp(b.truth, b.x.double(), b.v.double())[1]
 
 
-@capability("jacfwd", "autograd")
-def _(b: Bench) -> None:
-    x = b.input()
-    close(torch.func.jacfwd(b.run)(x), functional.jacobian(b.truth, x.double()))
-
-
-@capability("linearize", "autograd")
-def _(b: Bench) -> None:
-    x, v = b.input(), b.input()
-    expected = functional.jvp(b.truth, x.double(), v.double())[1]
-    close(torch.func.linearize(b.run, x)[1](v), expected)
+capability("jvp (forward mode)", "autograd")(lambda b: (torch.func.jvp(b.run, (b.x,), (b.v,))[1], true_jvp(b)))
+capability("jacfwd", "autograd")(lambda b: (torch.func.jacfwd(b.run)(b.x), functional.jacobian(b.truth, b.x.double())))
+capability("linearize", "autograd")(lambda b: (torch.func.linearize(b.run, b.x)[1](b.v), true_jvp(b)))
 
 
 @capability("hessian, forward over reverse", "autograd")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     x = b.input(steps=3)
-    close(torch.func.hessian(b.loss)(x), functional.hessian(b.true_loss, x.double()))
+    return torch.func.hessian(b.loss)(x), functional.hessian(b.true_loss, x.double())
 
 
 @capability("torch.autograd.functional", "autograd")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     x, v = b.input(steps=3), b.input(steps=3)
-    close(functional.hessian(b.loss, x), functional.hessian(b.true_loss, x.double()))
-    close(
-        functional.vhp(b.loss, x, v)[1],
-        functional.vhp(b.true_loss, x.double(), v.double())[1],
-    )
+    found = functional.hessian(b.loss, x), functional.vhp(b.loss, x, v)[1]
+    x, v = x.double(), v.double()
+    return found, (functional.hessian(b.true_loss, x), functional.vhp(b.true_loss, x, v)[1])
 
 
 @capability("batched gradients", "autograd")
-def _(b: Bench) -> None:
-    x = b.input().requires_grad_()
+def _(b: Bench) -> Answer:
+    x, z = b.x.clone().requires_grad_(), b.x.double().requires_grad_()
     y = b.run(x)[0]
     vectors = torch.randn(3, *y.shape)
-    (found,) = torch.autograd.grad(y, x, vectors, is_grads_batched=True)
-    z = x.detach().double().requires_grad_()
     expected = [torch.autograd.grad(b.truth(z)[0], z, v.double())[0] for v in vectors]
-    close(found, torch.stack(expected))
+    return torch.autograd.grad(y, x, vectors, is_grads_batched=True), torch.stack(expected)
 
 
 @capability("saved-tensor hooks", "autograd")
-def _(b: Bench) -> None:
-    x, packed = b.input(), []
+def _(b: Bench) -> Answer:
+    packed = []
 
     def pack(tensor: Tensor) -> Tensor:
         packed.append(tensor)
         return tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        close(b.grads(b.run, x), b.true_grads(x))
+        found = b.grads(b.run, b.x)
     if not packed:
         raise WrongError("nothing was packed")
+    return found, b.true_grads(b.x)
 
 
-@capability("checkpoint", "autograd")
-def _(b: Bench) -> None:
-    from torch.utils.checkpoint import checkpoint
-
-    x = b.input()
-    close(b.grads(functools.partial(checkpoint, b.run, use_reentrant=False), x), b.true_grads(x))
+capability("checkpoint", "autograd")(lambda b: functools.partial(checkpoint, b.run, use_reentrant=False))
 
 
 # torch.func ---------------------------------------------------------------------------------------------------------
@@ -313,18 +305,16 @@ def _(b: Bench) -> None:
 
 
 @capability("vmap over states", "torch.func")
-def _(b: Bench) -> None:
-    x, states = b.input(), b.state(3)
-    close(torch.vmap(b.run, in_dims=(None, 0))(x, states), each(lambda hx: b.truth(x, hx), states))
+def _(b: Bench) -> Answer:
+    states = b.state(3)
+    return torch.vmap(b.run, in_dims=(None, 0))(b.x, states), each(lambda hx: b.truth(b.x, hx), states)
 
 
 @capability("ensemble: vmap over parameters", "torch.func")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     params, _ = torch.func.stack_module_state([b.make() for _ in range(3)])
     params = {name: value.detach() for name, value in params.items()}
-    x = b.input()
-    found = torch.vmap(lambda p: b.run(x, None, p))(params)
-    close(found, each(lambda p: b.truth(x, None, p), params))
+    return torch.vmap(lambda p: b.run(b.x, None, p))(params), each(lambda p: b.truth(b.x, None, p), params)
 
 
 @capability("per-sample gradients", "torch.func")
@@ -347,91 +337,68 @@ def _(b: Bench) -> None:
 
 
 @capability("vmap over packed rows", "torch.func", cells=False)
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     rows, sizes = torch.randn(3, 7, H_IN), torch.tensor([3, 2, 2])
 
-    def rewrapped(function: Any) -> Any:
+    def rewrapped(function: Run) -> Run:
         return lambda data: function(PackedSequence(data, sizes))
 
-    close(torch.vmap(rewrapped(b.run))(rows), each(rewrapped(b.truth), rows))
+    return torch.vmap(rewrapped(b.run))(rows), each(rewrapped(b.truth), rows)
 
 
 # torch.compile ------------------------------------------------------------------------------------------------------
 
 
-def counting(graphs: list[Any], backend: str = "aot_eager") -> Callable[..., Any]:
-    """A backend that also writes down each graph that it is given."""
-
-    def compile(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend(backend)(graph, inputs)
-
-    return compile
-
-
-@contextlib.contextmanager
-def compiled(b: Bench, backend: str = "aot_eager", **options: Any) -> Iterator[tuple[Any, list[Any]]]:
+def compiled(b: Bench, backend: Any = "aot_eager", **options: Any) -> Run:
+    """Compile the module in one piece, with nothing left of what was compiled before."""
     torch._dynamo.reset()
-    graphs: list[Any] = []
-    try:
-        yield torch.compile(b.module, backend=counting(graphs, backend), fullgraph=True, **options), graphs
-    finally:
-        torch._dynamo.reset()
+    return torch.compile(b.module, backend=backend, fullgraph=True, **options)
 
 
 @capability("inference, fullgraph", "torch.compile")
 def _(b: Bench) -> None:
-    x, hx = b.input(), b.state()
-    with compiled(b) as (module, _), torch.no_grad():
-        close(flat(module(x, hx)), b.truth(x, hx))
-        close(flat(module(x)), b.truth(x))
+    module = compiled(b)
+    with torch.no_grad():
+        close(flat(module(b.x, b.hx)), b.truth(b.x, b.hx))
+        close(flat(module(b.x)), b.truth(b.x))
 
 
-@capability("training, fullgraph", "torch.compile")
-def _(b: Bench) -> None:
-    x, hx = b.input(), b.state()
-    with compiled(b) as (module, _):
-        close(flat(module(x, hx)), b.truth(x, hx))
-        close(b.grads(module, x, hx), b.true_grads(x, hx))
+capability("training, fullgraph", "torch.compile")(compiled)
 
 
 @capability("any length and batch, one graph", "torch.compile", cells=False)
 def _(b: Bench) -> None:
-    with compiled(b, dynamic=True) as (module, graphs):
-        made = []
-        for steps, rows in ((5, 6), (7, 2), (100, 8)):  # sizes equal at first the compiler takes to be equal for good
-            x = b.input(steps=steps, rows=rows)
-            close(b.grads(module, x), b.true_grads(x), rtol=1e-3)
-            made.append(len(graphs))
-        if made[-1] > made[0]:
-            raise WrongError(f"graphs made after each length: {made}")
-        if len(graphs[-1].graph.nodes) > 120:
-            raise WrongError(f"a graph of {len(graphs[-1].graph.nodes)} nodes")
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    module, made = compiled(b, counting, dynamic=True), []
+    for steps, rows in ((5, 6), (7, 2), (100, 8)):  # sizes equal at first the compiler takes to be equal for good
+        x = b.input(steps=steps, rows=rows)
+        close(b.grads(module, x), b.true_grads(x), rtol=1e-3)
+        made.append(len(graphs))
+    if made[-1] > made[0]:
+        raise WrongError(f"graphs made after each length: {made}")
+    if len(graphs[-1].graph.nodes) > 120:
+        raise WrongError(f"a graph of {len(graphs[-1].graph.nodes)} nodes")
 
 
 @capability("dropout", "torch.compile", cells=False)
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     b = b.variant(num_layers=2, dropout=1.0)  # nothing comes through: each upper layer is fed zeros
-    x = b.input()
-    with compiled(b) as (module, _):
-        found = flat(module(x))
-    close(found, b.truth(x))
+    return flat(compiled(b)(b.x)), b.truth(b.x)
 
 
 @capability("packed", "torch.compile", cells=False)
-def _(b: Bench) -> None:
-    sizes, indices = torch.tensor([3, 2, 2]), torch.tensor([0, 1, 2])
-    x = torch.randn(7, H_IN)
-    with compiled(b) as (module, _):
-        given = PackedSequence(x, sizes, indices, indices)
-        close(flat(module(given)), b.truth(given))
+def _(b: Bench) -> Answer:
+    indices = torch.tensor([0, 1, 2])
+    given = PackedSequence(torch.randn(7, H_IN), torch.tensor([3, 2, 2]), indices, indices)
+    return flat(compiled(b)(given)), b.truth(given)
 
 
-@capability("inductor", "torch.compile", slow=True)
-def _(b: Bench) -> None:
-    x = b.input()
-    with compiled(b, backend="inductor") as (module, _):
-        close(b.grads(module, x), b.true_grads(x))
+capability("inductor", "torch.compile", slow=True)(lambda b: compiled(b, "inductor"))
 
 
 # torch.export -------------------------------------------------------------------------------------------------------
@@ -447,56 +414,47 @@ def dimensions(b: Bench) -> tuple[Any, ...]:
 def exported(b: Bench, **options: Any) -> Any:
     torch._dynamo.reset()
     b.module.eval()
-    return torch.export.export(b.module, (b.input(), b.state()), dynamic_shapes=dimensions(b), **options)
+    return torch.export.export(b.module, (b.x, b.hx), dynamic_shapes=dimensions(b), **options)
 
 
-def check_program(b: Bench, program: Any) -> None:
+def check_program(b: Bench, program: Run) -> None:
+    """Run a program on other lengths and batches than it was made with."""
+    calls = [(b.input(steps=t, rows=n), b.state(rows=n)) for t, n in ((1, 1), (7, 3), (500, 2))]
     with torch.no_grad():
-        for steps, rows in ((1, 1), (7, 3), (500, 2)):
-            x, hx = b.input(steps=steps, rows=rows), b.state(rows=rows)
-            close(flat(program(x, hx)), b.truth(x, hx), rtol=1e-3, atol=1e-4)
+        for call in calls:
+            close(flat(program(*call)), b.truth(*call), rtol=1e-3, atol=1e-4)
 
 
-@capability("any length and batch", "torch.export")
-def _(b: Bench) -> None:
-    check_program(b, exported(b).module())
-
-
-@capability("strict", "torch.export")
-def _(b: Bench) -> None:
-    check_program(b, exported(b, strict=True).module())
+capability("any length and batch", "torch.export")(lambda b: check_program(b, exported(b).module()))
+capability("strict", "torch.export")(lambda b: check_program(b, exported(b, strict=True).module()))
 
 
 LOAD = """
 import sys, torch
 program = torch.export.load(sys.argv[1]).module()
 with torch.no_grad():
-    torch.save([program(*args) for args in torch.load(sys.argv[2])], sys.argv[3])
+    torch.save(program(*torch.load(sys.argv[2])), sys.argv[3])
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 
 
 @capability("saved, run without the subject", "torch.export", slow=True)
 def _(b: Bench) -> None:
-    program = exported(b)
-    calls = [(b.input(steps=t, rows=n), b.state(rows=n)) for t, n in ((1, 1), (7, 3), (500, 2))]
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder, name)) for name in ("program.pt2", "calls.pt", "results.pt")]
-        torch.export.save(program, paths[0])
-        torch.save(calls, paths[1])
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", LOAD, *paths],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip().splitlines()[-1])
-        if b.library.__name__.split(".")[0] in set(done.stdout.split()) - {"torch"}:
-            raise WrongError("the artefact imports the subject")
-        for args, result in zip(calls, torch.load(paths[2]), strict=True):
-            close(flat(result), b.truth(*args), rtol=1e-3, atol=1e-4)
+        paths = [str(Path(folder, name)) for name in ("program.pt2", "arguments.pt", "result.pt")]
+        torch.export.save(exported(b), paths[0])
+
+        def elsewhere(*arguments: Any) -> Any:
+            torch.save(arguments, paths[1])
+            command = [sys.executable, "-W", "ignore", "-c", LOAD, *paths]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+            if done.returncode:
+                raise RuntimeError(done.stderr.strip().splitlines()[-1])
+            if b.library.__name__.split(".")[0] in set(done.stdout.split()) - {"torch"}:
+                raise WrongError("the artefact imports the subject")
+            return torch.load(paths[2])
+
+        check_program(b, elsewhere)
 
 
 @capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True)
@@ -505,8 +463,7 @@ def _(b: Bench) -> None:
 
     torch._dynamo.reset()
     b.module.eval()
-    args, shapes = (b.input(), b.state()), dimensions(b)
-    program = torch.onnx.export(b.module, args, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    program = torch.onnx.export(b.module, (b.x, b.hx), dynamo=True, dynamic_shapes=dimensions(b), verbose=False)
     assert program is not None
     file = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -523,8 +480,8 @@ def _(b: Bench) -> None:
 
 
 def check_no_steps(b: Bench, x: Any, rows: int) -> None:
-    """An empty output, and the state handed through with its gradient."""
-    hx = torch.utils._pytree.tree_map(lambda t: t.requires_grad_(), b.state(rows=rows))
+    """Require an empty output, and the state handed through with its gradient."""
+    hx = tree_map(lambda t: t.requires_grad_(), b.state(rows=rows))
     output, *h_n = b.run(x, hx)
     if output.numel():
         raise WrongError("an output of no steps")
@@ -562,7 +519,7 @@ def _(b: Bench) -> None:
 
 
 def check_halves(b: Bench, wrap: Callable[[nn.Module], Any], whole: Callable[[Any], Tensor]) -> None:
-    """Each of two processes runs half of the batch: loss and gradients are those of one process with all of it."""
+    """Run half of the batch in each of two processes; loss and gradients must be those of all of it in one."""
     import torch.distributed as dist
 
     x, hx, half = b.input(rows=4), b.state(rows=4), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
@@ -579,9 +536,9 @@ def check_halves(b: Bench, wrap: Callable[[nn.Module], Any], whole: Callable[[An
     close(grads, b.true_grads(x, hx, params)[1:], rtol=1e-3, atol=1e-4)
 
 
-@capability("DistributedDataParallel", "processes", apart=True, slow=True)
-def _(b: Bench) -> None:
-    check_halves(b, nn.parallel.DistributedDataParallel, lambda grad: grad)
+capability("DistributedDataParallel", "processes", apart=True, slow=True)(
+    lambda b: check_halves(b, nn.parallel.DistributedDataParallel, lambda grad: grad)
+)
 
 
 @capability("FSDP2 fully_shard", "processes", apart=True, slow=True)
@@ -595,7 +552,7 @@ def _(b: Bench) -> None:
 
 @functools.cache
 def two_processes(library: Any) -> dict[str, dict[str, list[str]]]:
-    """Outcomes by capability and class, of code that ran in two processes joined by gloo."""
+    """Return outcomes by capability and class, of code that ran in two processes joined by gloo."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (library.__name__, getattr(library, "settings", {}), folder)
         spawn(_process, arguments, nprocs=2)  # type: ignore[no-untyped-call]
@@ -620,7 +577,7 @@ def _process(rank: int, subject: str, settings: Settings, folder: str) -> None:
 
 
 @capability("DataParallel's replicate", "processes")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     # What torch.nn.parallel.replicate does for each device: a shallow copy, and tensors in place of its parameters.
     replica = b.module._replicate_for_data_parallel()
     copies = {name: (value * 1).requires_grad_() for name, value in b.params.items()}
@@ -629,9 +586,7 @@ def _(b: Bench) -> None:
             setattr(replica, name, copies[name])
         else:
             replica._parameters[name] = None
-    x = b.input()
-    found = torch.autograd.grad(scalar(flat(replica(x))), list(copies.values()))
-    close(found, b.true_grads(x)[1:])
+    return torch.autograd.grad(scalar(flat(replica(b.x))), list(copies.values())), b.true_grads(b.x)[1:]
 
 
 # Surroundings -------------------------------------------------------------------------------------------------------
@@ -639,34 +594,36 @@ def _(b: Bench) -> None:
 
 @capability("autocast, bfloat16", "surroundings")
 def _(b: Bench) -> None:
-    x = b.input()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = b.run(x)
-    close(y, b.truth(x), rtol=0.05, atol=0.05)
-    close(torch.autograd.grad(scalar(y).float(), list(b.module.parameters())), b.true_grads(x)[1:], rtol=0.2, atol=0.5)
+        y = b.run(b.x)
+    close(y, b.truth(b.x), rtol=0.05, atol=0.05)
+    grads = torch.autograd.grad(scalar(y).float(), list(b.module.parameters()))
+    close(grads, b.true_grads(b.x)[1:], rtol=0.2, atol=0.5)
+
+
+def check_shapes(b: Bench, found: list[Tensor], right: Callable[[Tensor], bool]) -> None:
+    """Compare the shapes of tensors that have no numbers."""
+    if not all(map(right, found)) or [y.shape for y in found] != [y.shape for y in b.truth(b.x)]:
+        raise WrongError("shapes")
 
 
 @capability("meta device", "surroundings")
 def _(b: Bench) -> None:
-    x = b.input()
-    found = flat(b.make(device="meta")(x.to("meta")))
-    if any(y.device.type != "meta" for y in found) or [y.shape for y in found] != [y.shape for y in b.truth(x)]:
-        raise WrongError("shapes")
+    check_shapes(b, flat(b.make(device="meta")(b.x.to("meta"))), lambda y: y.device.type == "meta")
 
 
 @capability("FakeTensorMode", "surroundings")
 def _(b: Bench) -> None:
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    x = b.input()
+    shape = b.x.shape
     with FakeTensorMode():
-        found = flat(b.make()(torch.empty(x.shape)))
-    if not all(isinstance(y, FakeTensor) for y in found) or [y.shape for y in found] != [y.shape for y in b.truth(x)]:
-        raise WrongError("shapes")
+        found = flat(b.make()(torch.empty(shape)))
+    check_shapes(b, found, lambda y: isinstance(y, FakeTensor))
 
 
 @capability("dispatch mode sees operators", "surroundings")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     seen: list[str] = []
@@ -676,29 +633,24 @@ def _(b: Bench) -> None:
             seen.append(str(func))
             return func(*args, **kwargs or {})
 
-    x = b.input()
+    x = b.x
     with Mode():  # type: ignore[no-untyped-call]
         y = b.run(x)
-    close(y, b.truth(x))
     if not any("mm" in name or "linear" in name for name in seen):
         raise WrongError("no product seen")
-
-
-def products(b: Bench, x: Tensor) -> int:
-    """Multiplications and additions of the matrix products, two for each weight of a product and each row of it."""
-    rows = x.numel() // H_IN
-    return sum(2 * rows * p.numel() for name, p in b.module.named_parameters() if "weight" in name)
+    return y, b.truth(x)
 
 
 @capability("FlopCounterMode", "surroundings")
 def _(b: Bench) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    x = b.input()
+    rows = b.x.numel() // H_IN  # a multiplication and an addition for each weight of a product and each row of it
+    expected = sum(2 * rows * p.numel() for name, p in b.module.named_parameters() if "weight" in name)
     with FlopCounterMode(display=False) as counter:
-        b.run(x)
-    if counter.get_total_flops() != products(b, x):
-        raise WrongError(f"{counter.get_total_flops()} for {products(b, x)}")
+        b.run(b.x)
+    if counter.get_total_flops() != expected:
+        raise WrongError(f"{counter.get_total_flops()} for {expected}")
 
 
 @capability("profiler, each layer by its name", "surroundings", cells=False)
@@ -706,7 +658,7 @@ def _(b: Bench) -> None:
     from torch.profiler import profile
 
     with profile() as profiled:
-        b.run(b.input())
+        b.run(b.x)
     names = {event.key for event in profiled.key_averages()}
     for layer in range(b.module.num_layers):
         if not any(name.endswith(f"l{layer}") for name in names):
@@ -714,7 +666,7 @@ def _(b: Bench) -> None:
 
 
 @capability("parametrize", "surroundings")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     from torch.nn.utils import parametrize
 
     class Half(nn.Module):
@@ -724,54 +676,47 @@ def _(b: Bench) -> None:
     name = "weight_hh" if b.is_cell else "weight_hh_l0"
     params = b.params
     parametrize.register_parametrization(b.module, name, Half())
-    x = b.input()
-    close(b.run(x), b.truth(x, None, params | {name: params[name] / 2}))
+    return b.run(b.x), b.truth(b.x, None, params | {name: params[name] / 2})
 
 
 @capability("share_memory", "surroundings")
-def _(b: Bench) -> None:
-    b.module.share_memory()
-    x = b.input()
-    if not all(p.is_shared() for p in b.module.parameters()):
+def _(b: Bench) -> Answer:
+    shared: nn.Module = b.module.share_memory()
+    if not all(p.is_shared() for p in shared.parameters()):  # type: ignore[no-untyped-call]
         raise WrongError("not shared")
-    close(b.run(x), b.truth(x))
+    return shared
 
 
 @capability("deterministic algorithms", "surroundings")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        x = b.input()
-        close(b.grads(b.run, x), b.true_grads(x))
-        close(b.grads(b.run, x), b.grads(b.run, x), rtol=0, atol=0)
+        once, again = b.grads(b.run, b.x), b.grads(b.run, b.x)
     finally:
         torch.use_deterministic_algorithms(before)
+    close(once, again, rtol=0, atol=0)
+    return once, b.true_grads(b.x)
 
 
 @capability("deepcopy, pickle", "surroundings")
-def _(b: Bench) -> None:
-    import pickle
-
-    x = b.input()
-    close(flat(copy.deepcopy(b.module)(x)), b.truth(x))
-    close(flat(pickle.loads(pickle.dumps(b.module))(x)), b.truth(x))
+def _(b: Bench) -> Answer:
+    copies = copy.deepcopy(b.module), pickle.loads(pickle.dumps(b.module))
+    return [flat(module(b.x)) for module in copies], [b.truth(b.x)] * 2
 
 
 @capability("jit.trace, length of the example", "surroundings")
-def _(b: Bench) -> None:
+def _(b: Bench) -> Answer:
     traced = torch.jit.trace(b.module, (b.input(), b.state()))  # type: ignore[no-untyped-call]
-    x, hx = b.input(), b.state()
-    close(flat(traced(x, hx)), b.truth(x, hx))
+    return flat(traced(b.x, b.hx)), b.truth(b.x, b.hx)
 
 
 @capability("quantize_dynamic", "surroundings")
-def _(b: Bench) -> str | None:
+def _(b: Bench) -> Answer:
     if "bias" in b.options:  # torch.ao takes no module without biases
         return None
     quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(b.module))[0]  # type: ignore[no-untyped-call]
-    x = b.input()
-    close(flat(quantized(x)), b.truth(x), rtol=0.1, atol=0.1)
+    close(flat(quantized(b.x)), b.truth(b.x), rtol=0.1, atol=0.1)
     return "left as is" if type(quantized) is type(b.module) else None
 
 
@@ -780,7 +725,7 @@ def _(b: Bench) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, prints and log lines: what a call has to say is its result."""
+    """Silence warnings, prints and log lines: what a call has to say is its result."""
     before, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
@@ -792,18 +737,18 @@ def quiet() -> Iterator[None]:
 
 
 def outcome(row: Capability, library: Any, name: str) -> Sequence[str]:
-    """What became of one cell of the table, in a word, and the message of what went wrong."""
+    """Say what became of one cell of the table, in a word, and the message of what went wrong."""
     if name.endswith("Cell") and not row.cells:
         return "-", ""
     if row.needs and importlib.util.find_spec(row.needs) is None:
         return "skipped", f"{row.needs} is not installed"
     if row.apart:
         return two_processes(library)[row.name][name]
-    remark = None
+    remark = ""
     for options in OPTIONS[name][-1 if row.slow else 0 :]:  # of the slow ones the harder configuration will do
         try:
             with quiet():
-                remark = row.check(Bench(library, name, options)) or remark
+                remark = row.remark(Bench(library, name, options)) or remark
         except WrongError as error:
             return "wrong", f"{options}: {error}"
         except Exception as error:

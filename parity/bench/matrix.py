@@ -31,7 +31,7 @@ WIDTHS = (34, 40, 24)  # of the three columns
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: the subject fails in no cell. 1: it fails in one. 2: wrong usage."""
+    """Return exit code 0: the subject fails in no cell. 1: it fails in one. 2: wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m parity matrix",
         description="What PyTorch can do with the six classes, of torch.nn and of the subject; each cell is run.",
@@ -89,7 +89,7 @@ def entries(rows: list[Capability], libraries: dict[str, Any]) -> Iterator[dict[
 
 
 def summary(cells: dict[str, dict[str, Any]]) -> str:
-    """One word where all classes agree; else the outcomes other than *works*, each with its classes."""
+    """Return one word where all classes agree; else the outcomes other than *works*, each with its classes."""
     classes: dict[str, list[str]] = {}
     for name, cell in cells.items():
         if cell["outcome"] != "-":
@@ -100,7 +100,7 @@ def summary(cells: dict[str, dict[str, Any]]) -> str:
 
 
 def line(*texts: str) -> str:
-    """A row of the table, on as many lines as its longest text takes."""
+    """Return a row of the table, on as many lines as its longest text takes."""
     columns = [textwrap.wrap(text, width, subsequent_indent="  ") for text, width in zip(texts, WIDTHS, strict=False)]
     padded = [
         " ".join(part.ljust(width) for part, width in zip(parts, WIDTHS, strict=False)).rstrip()

@@ -37,6 +37,7 @@ SIZES = {  # L, N, H_in, H
     "ptb": (35, 20, 650, 650),
     "long": (1000, 8, 40, 256),
 }
+Step = Callable[[], object]
 COMPUTE_BOUND = ("small", "medium", "wide", "ptb", "long")
 
 
@@ -55,7 +56,7 @@ class Kind:
         return module
 
     def multiplications(self, L: int, N: int, H_in: int, H: int, training: bool) -> int:
-        """In all matrix products. Backward, the input of the first layer asks for no gradient."""
+        """Count those of all matrix products. Backward, the input of the first layer asks for no gradient."""
         gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[self.layer]
         D, layers = 2 if self.options.get("bidirectional") else 1, self.options.get("num_layers", 1)
         H_out = H // 2 if "proj_size" in self.options else H
@@ -99,55 +100,51 @@ class Cell:
         return self.theirs / self.ours
 
 
-def inference(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    def step() -> None:
-        with torch.no_grad():
-            module(x)
-
-    return step
+def inference(module: nn.Module, x: Tensor) -> Step:
+    return lambda: torch.no_grad()(module)(x)
 
 
-def training(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    def step() -> None:
-        module(x)[0].sum().backward()
-
-    return step
+def training(module: nn.Module, x: Tensor) -> Step:
+    return lambda: module(x)[0].sum().backward()
 
 
 MODES = {"inference": inference, "training": training}
 
 
-def clocked(step: Callable[[], object], clock: Callable[[], float]) -> float:
-    start = clock()
-    step()
-    return clock() - start
+@dataclass(frozen=True)
+class Stopwatch:
+    """How long to measure, and by which clock."""
 
+    seconds: float
+    clock: Callable[[], float] = time.perf_counter
 
-def in_turns(steps: list[Callable[[], object]], seconds: float, clock: Callable[[], float]) -> list[list[float]]:
-    """The times of each, all of them called in turns for about so many seconds."""
-    for step in steps:
+    def once(self, step: Step) -> float:
+        start = self.clock()
         step()
-        step()
-    rounds = max(5, min(2000, int(seconds / sum(clocked(step, clock) for step in steps))))
-    times: list[list[float]] = [[] for _ in steps]
-    for _ in range(rounds):
-        for step, own in zip(steps, times, strict=True):
-            own.append(clocked(step, clock))
-    return times
+        return self.clock() - start
+
+    def in_turns(self, *steps: Step) -> list[list[float]]:
+        """Return the times of each, all of them called in turns."""
+        for step in steps:
+            step()
+            step()
+        rounds = max(5, min(2000, int(self.seconds / sum(map(self.once, steps)))))
+        times = [[self.once(step) for step in steps] for _ in range(rounds)]
+        return [list(own) for own in zip(*times, strict=True)]
 
 
 def best_rate(seconds: float = 0.5) -> float:
-    """Multiplications a second in the best of some large products, by each of torch's libraries."""
+    """Measure multiplications a second in the best of some large products, by each of torch's libraries."""
     x, w = torch.randn(512, 1024), torch.randn(1024, 1024)
-    products: list[Callable[[], object]] = [lambda: torch.mm(x, w.t())]
+    products: list[Step] = [lambda: torch.mm(x, w.t())]
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     with torch.no_grad():
-        return x.numel() * len(w) / min(min(times) for times in in_turns(products, seconds, time.perf_counter))
+        return x.numel() * len(w) / min(min(times) for times in Stopwatch(seconds).in_turns(*products))
 
 
 def peak_memory(module: nn.Module, x: Tensor) -> int | None:
-    """Bytes that a training step adds to the process at its highest; None where the system doesn't say."""
+    """Measure the bytes that a training step adds to the process at its highest; None where the system doesn't say."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
@@ -168,15 +165,9 @@ def peak_memory(module: nn.Module, x: Tensor) -> int | None:
 
 
 def measure(
-    kind: Kind,
-    size: str,
-    threads: int,
-    namespace: Any,
-    seconds: float,
-    rate: float,
-    compiled: bool,
-    clock: Callable[[], float],
+    kind: Kind, size: str, threads: int, namespace: Any, watch: Stopwatch, rate: float, compiled: bool
 ) -> Iterable[Cell]:
+    """Measure both modes; `rate` is that of the best product."""
     L, N, H_in, H = SIZES[size]
     torch.manual_seed(0)
     theirs = kind.build(nn, H_in, H)
@@ -184,7 +175,7 @@ def measure(
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(L, N, H_in)
     for mode, run in MODES.items():
-        times = in_turns([run(theirs, x), run(ours, x)], seconds, clock)
+        times = watch.in_turns(run(theirs, x), run(ours, x))
         medians = statistics.median(times[0]) / statistics.median(times[1])
         roofline = kind.multiplications(L, N, H_in, H, mode == "training") / rate
         cell = Cell(kind.name, size, mode, threads, min(times[0]), min(times[1]), medians, roofline)
@@ -192,7 +183,7 @@ def measure(
             cell.their_memory, cell.our_memory = peak_memory(theirs, x), peak_memory(ours, x)
         elif compiled and size in ("tiny", "stream"):
             torch.compiler.reset()
-            cell.compiled = min(in_turns([run(torch.compile(ours), x)], seconds, clock)[0])  # type: ignore[arg-type]
+            cell.compiled = min(watch.in_turns(run(torch.compile(ours), x))[0])  # type: ignore[arg-type]
         yield cell
 
 
@@ -205,7 +196,7 @@ def megabytes(size: int | None) -> str:
 
 
 def table(cells: list[Cell]) -> str:
-    """Markdown: a line for each kind and size."""
+    """Write Markdown: a line for each kind and size."""
     lines = [
         "| kind | size | inference: torch.nn ms | subject ms | ratio | roofline |"
         " training: torch.nn ms | subject ms | ratio | roofline | peak MB: torch.nn | subject |",
@@ -223,7 +214,7 @@ def table(cells: list[Cell]) -> str:
 
 
 def summary(cells: list[Cell], kinds: list[Kind]) -> str:
-    """Geometric means of the ratios and the worst cells, for what torch.nn runs natively and by oneDNN."""
+    """Return geometric means of the ratios and the worst cells, for what torch.nn runs natively and by oneDNN."""
     lines = []
     for onednn, title in ((False, "torch.nn native"), (True, "torch.nn by oneDNN")):
         names = [kind.name for kind in kinds if kind.onednn == onednn]
@@ -256,32 +247,32 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: measured, whatever came out. 2: wrong usage."""
+def _parser() -> argparse.ArgumentParser:
     names = [kind.name for kind in KINDS]
     parser = argparse.ArgumentParser(prog="python -m parity speed", description=__doc__.splitlines()[0])
+    add = parser.add_argument
     subject.add_arguments(parser)
-    parser.add_argument("--kinds", nargs="+", choices=names, default=names, metavar="KIND", help="; ".join(names))
-    parser.add_argument(
-        "--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="SIZE", help=" ".join(SIZES)
-    )
-    parser.add_argument(
-        "--threads", nargs="+", type=int, default=[1], metavar="N", help="numbers of threads; default: 1"
-    )
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
-    parser.add_argument("--quick", action="store_true", help="a tenth of a second for each cell")
-    parser.add_argument("--compile", action="store_true", help="tiny and stream also with the subject compiled")
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process, for busy machines"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    add("--kinds", nargs="+", choices=names, default=names, metavar="KIND", help="; ".join(names))
+    add("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="SIZE", help=" ".join(SIZES))
+    add("--threads", nargs="+", type=int, default=[1], metavar="N", help="numbers of threads; default: 1")
+    add("--seconds", type=float, default=1.0, help="for each cell; default: 1")
+    add("--quick", action="store_true", help="a tenth of a second for each cell")
+    add("--compile", action="store_true", help="tiny and stream also with the subject compiled")
+    add("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process, for busy machines")
+    add("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return exit code 0: measured, whatever came out. 2: wrong usage."""
+    parser = _parser()
     options = parser.parse_args(argv)
     if min(options.threads) < 1 or options.seconds <= 0:
         parser.error("--threads and --seconds must be positive")
     namespace = subject.chosen(parser, options)
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     seconds = 0.1 if options.quick else options.seconds
+    watch = Stopwatch(seconds, time.process_time if options.clock == "cpu" else time.perf_counter)
     kinds = [kind for kind in KINDS if kind.name in options.kinds]
 
     head = f"{subject.title(options)} beside torch.nn {torch.__version__}, {time.strftime('%Y-%m-%d')}, {processor()}"
@@ -294,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         cells: list[Cell] = []
         for kind in kinds:
             for size in options.sizes:
-                cells += measure(kind, size, threads, namespace, seconds, rate, options.compile, clock)
+                cells += measure(kind, size, threads, namespace, watch, rate, options.compile)
                 ratios = ", ".join(f"{cell.mode} {cell.ratio:.2f}" for cell in cells[-len(MODES) :])
                 print(f"{kind.name}, {size}: {ratios}", file=sys.stderr, flush=True)
         print(f"\n{threads} thread{'s' * (threads > 1)}, best product {2e-9 * rate:.0f} GFLOP/s\n\n{table(cells)}\n")

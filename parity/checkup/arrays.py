@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..mutants.definition import Example, Input
 from ..mutants.variants import plain
-from .diagnose import Diagnosis, Finding, Unexplained
+from .diagnose import Diagnosis, Unexplained
 from .record import Checkup
 from .search import Search, distance, search
 from .subjects import Subject
@@ -53,7 +52,7 @@ def check_arrays(
 def _problem(
     tensors: dict[str, Tensor], kind: str, batch_first: bool, nonlinearity: str
 ) -> tuple[Example, dict[str, Tensor]]:
-    """The problem that the arrays pose, and what came out, as the catalogue's definitions take and show them."""
+    """Pose the problem of the arrays, beside what came out, as the definitions of the catalogue take and show them."""
     lengths = tensors.pop("lengths", None)
     tensors = {name: tensor.double() for name, tensor in tensors.items()}
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("weight", "bias"))}
@@ -83,12 +82,8 @@ def _search(example: Example, seen: dict[str, Tensor], eps: float) -> Search:
 def _explain(diagnosis: Diagnosis, found: Search) -> None:
     """Write down what was found."""
     if found.best is None:
-        nearest = found.nearest.name if found.nearest and found.distance < found.error else ""
         also = tuple(variant.name for variant in found.rivals)
-        diagnosis.unexplained.append(Unexplained("the arrays", found.error, nearest, found.distance, also))
+        diagnosis.unexplained.append(Unexplained("the arrays", found.error, found.near, found.distance, also))
         return
     diagnosis.variant = found.best
-    margin = "nothing else fits" if found.runner_up == math.inf else f"the next is {found.runner_up:.1e} away"
-    evidence = f"reproduced to {found.distance:.0e}; {margin}"
-    for what, where, fix in zip(found.best.parts, found.best.wheres, found.best.fixes, strict=True):
-        diagnosis.findings.append(Finding(what, found.best.system or where, fix, evidence))
+    diagnosis.findings += found.findings(plain(diagnosis.subject.kind))

@@ -15,40 +15,25 @@ probe is taken for granted on the next, so that a mistake in a gate is not repor
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_leaves
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Observations, Precision, build, draw, observe
+from ..mutants.catalogue import ALLOCATE
 from ..mutants.definition import Example, Input
 from ..mutants.variants import Variant, plain
-from .search import Search, distance, error_of, search, tolerance
+from .search import Finding, Search, distance, error_of, findings, search, tolerance
 from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, translated
 
 ALL = 0.999999999  # a dropout that leaves nothing to chance, nor divides by zero
 EXACT = Precision(torch.float64, torch.float64)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One mistake, by name."""
-
-    what: str
-    where: str  # the systems of which it is the convention
-    fix: str
-    evidence: str = ""
-
-    def __str__(self) -> str:
-        lines = [self.what]
-        lines += [f"  the convention of: {self.where}"] if self.where else []
-        lines += [f"  to do: {self.fix}"] + ([f"  ({self.evidence})"] if self.evidence else [])
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -77,16 +62,6 @@ class Unexplained:
 # Probing --------------------------------------------------------------------------------------------------------------
 
 
-def _is_square(drawn: Draw) -> bool:
-    """As many rows as slots, so that a transposed state has the same shape."""
-    return not drawn.hx or drawn.hx[0].size(0) == drawn.hx[0].size(1)
-
-
-def _is_turned(drawn: Draw) -> bool:
-    """More than two rows, so that sorting them twice does not undo it."""
-    return len(drawn.lengths) > 2
-
-
 @dataclass(frozen=True)
 class Probe:
     """A configuration, and the levels of the catalogue that it can tell apart."""
@@ -94,7 +69,7 @@ class Probe:
     name: str
     levels: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    suits: Callable[[Draw], bool] = lambda drawn: True  # numbers that can tell
+    batches: tuple[int, ...] = ()  # of which sizes a batch has to be to tell; of any where none is given
 
     def case(self, kind: str) -> Case:
         plain_case: dict[str, Any] = {
@@ -104,6 +79,7 @@ class Probe:
         return Case(**{**plain_case, **self.options})
 
 
+UNSORTABLE = (3, 4)  # sorting two rows twice undoes it
 TWO_BY_TWO = {"layers": 2, "bidirectional": True}
 BASE = Probe("one layer", ("cell",))
 PROBES = (
@@ -114,27 +90,23 @@ PROBES = (
     Probe("two layers, two directions", ("stack",), TWO_BY_TWO),
     Probe("two layers, two directions, no hx", ("stack",), {**TWO_BY_TWO, "hx": False}),
     Probe("unbatched", ("batch",), {"form": "unbatched"}),
-    Probe("batch_first, as many rows as states", ("batch",), {"batch_first": True, **TWO_BY_TWO}, suits=_is_square),
+    Probe("batch_first, as many rows as states", ("batch",), {"batch_first": True, **TWO_BY_TWO}, batches=(4,)),
     Probe("batch_first, no hx", ("batch",), {"batch_first": True, "hx": False}),
     Probe("batch_first", ("batch",), {"batch_first": True}),
     Probe("packed", ("batch",), {"form": "packed"}),
     Probe("packed, two directions", ("batch", "stack"), {"form": "packed", **TWO_BY_TWO}),
-    Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}, _is_turned),
-    Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}, _is_turned),
+    Probe("packed, unsorted", ("batch",), {"form": "packed_unsorted"}, UNSORTABLE),
+    Probe("packed, unsorted, no hx", ("batch",), {"form": "packed_unsorted", "hx": False}, UNSORTABLE),
     Probe("projection", ("cell",), {"kind": "LSTM-proj"}),
     Probe("dropout, two layers", ("dropout",), {"dropout": "dropout_train", "layers": 2}),
     Probe("dropout, one layer", ("dropout",), {"dropout": "dropout_train"}),
     Probe("dropout in eval mode", ("dropout",), {"dropout": "dropout_eval", "layers": 2}),
 )
-CELL_PROBES = (
-    Probe("no bias", ("cell",), {"bias": False}),
-    Probe("no hx", ("stack",), {"hx": False}),
-    Probe("unbatched", ("batch",), {"form": "unbatched"}),
-)
+CELL_PROBES = tuple(probe for probe in PROBES if probe.name in ("no bias", "no hx", "unbatched"))
 
 
 def example_of(case: Case, drawn: Draw, gradients: bool = False) -> Example:
-    """The same problem for the catalogue."""
+    """Pose the same problem for the catalogue."""
     input: Input = drawn.input
     if case.is_packed:
         lengths = torch.tensor(drawn.lengths)
@@ -171,13 +143,16 @@ class Diagnosis:
 
     @property
     def same(self) -> bool:
-        """Whether nothing at all was found, in what the subject offers."""
+        """Say whether nothing at all was found, in what the subject offers."""
         return not (self.findings or self.unexplained or self.errors)
 
+    @property
+    def others(self) -> list[str]:
+        """List what was found and has no name."""
+        return [str(one) for one in self.unexplained] + [f"{probe}: {text}" for probe, text in self.errors.items()]
+
     def __str__(self) -> str:
-        lines = [str(finding) for finding in self.findings] + [str(one) for one in self.unexplained]
-        lines += [f"{probe}: {text}" for probe, text in self.errors.items()]
-        return "\n".join(lines) or "nothing to report"
+        return "\n".join([*map(str, self.findings), *self.others]) or "nothing to report"
 
 
 class Doctor:
@@ -210,10 +185,12 @@ class Doctor:
         return diagnosis
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
-        """The probe's case and numbers; another `number` draws others."""
+        """Return the probe's case and numbers; another `number` draws others."""
         case = replace(probe.case(self.kind), **self.always)
         seeds = itertools.count(self.seed + 1000 * number)
-        drawn = next(d for d in (draw(case, seed) for seed in seeds) if probe.suits(d))
+        drawn = next(
+            d for d in (draw(case, seed) for seed in seeds) if not probe.batches or len(d.lengths) in probe.batches
+        )
         if case.dropout:
             drawn = replace(drawn, arguments={**drawn.arguments, "dropout": ALL})
         return case, drawn
@@ -224,7 +201,7 @@ class Doctor:
         return observe(self.subject.namespace, case, drawn, EXACT)
 
     def output_of(self, case: Case, drawn: Draw) -> Observations:
-        """What a subject shows that returns no states."""
+        """Say what a subject shows that returns no states."""
         seen = Observations()
         if case.is_packed:
             seen.error = "not looked at where output is returned alone"
@@ -303,8 +280,7 @@ class Doctor:
         return True
 
     def slip(self, what: str, probe: Probe, evidence: str = "") -> bool:
-        fix = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
-        self.add(Finding(what, "", fix, f"{probe.name}{': ' * bool(evidence)}{evidence}"))
+        self.add(Finding(what, "", ALLOCATE, f"{probe.name}{': ' * bool(evidence)}{evidence}"))
         self.exact = False
         return True
 
@@ -320,46 +296,35 @@ class Doctor:
                     "refuse what is not offered, or return torch.nn's shape", "and no exception was raised",
                 ))  # fmt: skip
                 return False
-        nearest = found.nearest.name if found.nearest is not None and found.distance < found.error else ""
-        self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, nearest, found.distance, note=note))
+        self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, found.near, found.distance, note=note))
         return False
 
     def reconsider(self, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
-        """Names that meant the same so far may be told apart by these numbers."""
+        """Tell apart by these numbers names that meant the same so far."""
         pairs = list(zip(examples, seen, strict=True))
         fits = (one for one in self.also if all(error_of(one, *pair) <= tolerance(pair[0]) for pair in pairs))
         other = next(fits, self.base)
         if other is not self.base:
-            evidence = next(f.evidence for f in self.diagnosis.findings if f.what in self.base.parts)
-            self.diagnosis.findings = [f for f in self.diagnosis.findings if f.what not in self.base.parts]
+            old = [part.name for part in self.base.parts]
+            evidence = next(f.evidence for f in self.diagnosis.findings if f.what in old)
+            self.diagnosis.findings = [f for f in self.diagnosis.findings if f.what not in old]
             self.base = other
-            self.name(other, other.parts, evidence)
+            self.add(*findings(other, plain(self.subject.kind), evidence))
 
     def accept(self, found: Search, probe: Probe) -> None:
-        best = found.best
-        assert best is not None
-        margin = "nothing else fits" if found.runner_up == math.inf else f"the next is {found.runner_up:.1e} away"
-        evidence = f"{probe.name}: reproduced to {found.distance:.0e}, twice; {margin}"
-        self.name(best, [part for part in best.parts if part not in self.base.parts], evidence)
-        self.base, self.also = best, found.also
+        """Record what was found, and take it for granted from now on."""
+        assert found.best is not None
+        self.add(*found.findings(self.base, f"{probe.name}: ", ", twice"))
+        self.base, self.also = found.best, found.also
 
-    def name(self, variant: Variant, parts: Sequence[str], evidence: str) -> None:
-        """Record `parts` of a variant as findings, each with its own systems; a whole system's habits with its name."""
-        system = variant.system if len(parts) == variant.size else ""
-        for what, where, fix in zip(variant.parts, variant.wheres, variant.fixes, strict=True):
-            if what in parts:
-                self.add(Finding(what, system or where, fix, evidence))
-
-    def add(self, finding: Finding) -> None:
-        if finding.what not in self.diagnosis.names:
-            self.diagnosis.findings.append(finding)
+    def add(self, *findings: Finding) -> None:
+        self.diagnosis.findings += [one for one in findings if one.what not in self.diagnosis.names]
 
     def refused(self, probe: Probe, case: Case, drawn: Draw, error: str) -> bool:
-        """The subject raised. What it refuses is not offered; but the base case it has to have, and in float64."""
+        """Record that the subject raised. What it refuses is not offered; the base case it must have, in float64."""
         single = Precision(torch.float32, torch.float32)
         if observe(self.subject.namespace, replace(case, dtype="float32"), drawn, single).tensors:
-            fix = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
-            self.add(Finding("a float32 tensor in a float64 run", "", fix, f"{probe.name}: {error}"))
+            self.add(Finding("a float32 tensor in a float64 run", "", ALLOCATE, f"{probe.name}: {error}"))
             return probe is not BASE
         if probe is BASE:
             self.diagnosis.errors[probe.name] = error
@@ -382,10 +347,9 @@ class Doctor:
             problems = [self.draw(probe, number) for number in (0, 1)]
             examples = [example_of(case, drawn, gradients=True) for case, drawn in problems]
             shown = [self.run(case, drawn) for case, drawn in problems]
-            seen = [_values(one) | _gradients(one, example) for one, example in zip(shown, examples, strict=False)]
-            found = search(
-                examples[0], seen[0], ("gradient",), self.base, list(zip(examples[1:], seen[1:], strict=False))
-            )
+            seen = [_values(one) | _gradients(one, example) for one, example in zip(shown, examples, strict=True)]
+            again = [(examples[1], seen[1])]
+            found = search(examples[0], seen[0], ("gradient",), self.base, again)
             if found.best is None:
                 name = f"gradients, {probe.name}, the worst of {self.worst(examples[0], seen[0])}"
                 self.unexplained(replace(probe, name=name), found, examples[0], seen[0], self.lag(*problems[0]))
@@ -394,7 +358,7 @@ class Doctor:
                 self.accept(found, replace(probe, name=f"gradients, {probe.name}"))
 
     def lag(self, case: Case, drawn: Draw) -> str:
-        """How many steps back from the last output the gradient of the input is still right."""
+        """Count the steps back from the last output in which the gradient of the input is still right."""
         if case.is_cell or "output" not in drawn.cotangents:
             return ""
         last = torch.zeros_like(drawn.cotangents["output"])
@@ -416,7 +380,7 @@ class Doctor:
     # Aliasing, memory from call to call
 
     def facts(self) -> None:
-        """What is shared, what is written to, what is kept."""
+        """Record what is shared, what is written to, what is kept."""
         states = "c_n shares memory with h_n", "c_1 shares memory with h_1"
         for probe in [BASE, *[probe for probe in PROBES if probe.name in self.diagnosis.passed][:6]]:
             case, drawn = self.draw(probe, 0)
@@ -438,7 +402,7 @@ class Doctor:
         case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
         try:
             module = build(self.subject.namespace, case, drawn, EXACT).eval()
-            first, second = (list(_flatten(module(drawn.input.clone()))) for _ in range(2))
+            first, second = (tree_leaves(module(drawn.input.clone())) for _ in range(2))
         except Exception:  # a call without a state is not offered, which is said elsewhere
             return
         if not all(torch.equal(a, b) for a, b in zip(first, second, strict=False)):
@@ -447,17 +411,9 @@ class Doctor:
 
 
 def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:
-    """(), then each alone, then pairs."""
+    """Yield (), then each alone, then pairs."""
     for size in range(most + 1):
         yield from itertools.combinations(conventions, size)
-
-
-def _flatten(result: Any) -> Iterable[Tensor]:
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, (tuple, list)):
-        for part in result:
-            yield from _flatten(part)
 
 
 def _values(observations: Observations) -> dict[str, Tensor]:
@@ -465,12 +421,7 @@ def _values(observations: Observations) -> dict[str, Tensor]:
 
 
 def _gradients(observations: Observations, example: Example) -> dict[str, Tensor]:
-    """Gradients by name; one that is missing counts as zero, which it is."""
+    """Return gradients by name; one that is missing counts as zero, which it is."""
     named = {name: observations.tensors.get(f"grad of {name}") for name in example.leaves}
     zeros = {name: torch.zeros_like(leaf) for name, leaf in example.leaves.items()}
     return {f"grad of {name}": zeros[name] if grad is None else grad for name, grad in named.items()}
-
-
-def diagnose(subject: Subject, seed: int = 0, nonlinearity: str = "tanh") -> Diagnosis:
-    """Probe `subject` and name what makes it differ from torch.nn."""
-    return Doctor(subject, seed, nonlinearity).diagnose()

@@ -18,8 +18,9 @@ from ..grid.compare import Difference, Result, judge
 from ..grid.verdict import Verdict
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
-from .diagnose import BASE, Diagnosis, Doctor, Finding
+from .diagnose import BASE, Diagnosis, Doctor
 from .record import Checkup, Row
+from .search import Finding
 from .subjects import Subject, WeightMap
 
 #: What torch.testing.assert_close allows, relative to the largest number.
@@ -76,7 +77,7 @@ def check(
 
 
 def examine(subject: Subject, size: str, seed: int) -> Checkup:
-    """The checkup itself, on one thread."""
+    """Check a subject, on one thread."""
     doctor = Doctor(subject, seed)
     diagnosis = doctor.diagnose()
     for name, value in subject.defaults.items():
@@ -100,7 +101,7 @@ def examine(subject: Subject, size: str, seed: int) -> Checkup:
 
 
 def cases(subject: Subject, diagnosis: Diagnosis, size: str) -> list[Case]:
-    """The cases of the grid that the subject offers: all of them, or a subset that covers all pairs of options."""
+    """Choose the cases that the subject offers: all of them, or a subset that covers all pairs of options."""
     lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
     offered = [
         case
@@ -114,7 +115,7 @@ def cases(subject: Subject, diagnosis: Diagnosis, size: str) -> list[Case]:
 
 
 def rows(results: Sequence[Result], diagnosis: Diagnosis) -> list[Row]:
-    """Results as rows. A subject that raises wherever an axis has some value doesn't offer that value."""
+    """Judge results as rows. A subject that raises wherever an axis has some value doesn't offer that value."""
     worked = {pair for result in results if not _raised(result) for pair in _axes(result.case)}
     placed = not any("dropout" in name for name in (*diagnosis.names, *(one.probe for one in diagnosis.unexplained)))
     found = []

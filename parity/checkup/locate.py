@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ..grid.cases import Case
 from ..grid.run import Observations, Precision, draw, observe
-from ..mutants.definition import Example
+from ..mutants.definition import GATES, Example
 from ..mutants.variants import Variant, define, plain
 
 #: Upper ends of the bins of the histogram, in units in the last place; the last bin is open.
@@ -51,7 +53,7 @@ class Growth:
 
     @property
     def slope(self) -> float:
-        """Decades a step: the least-squares slope of log10(error)."""
+        """Fit decades a step: the least-squares slope of log10(error)."""
         points = [(step, math.log10(error)) for step, error in enumerate(self.errors) if 0 < error < math.inf]
         if len(points) < 2:
             return 0.0
@@ -60,7 +62,7 @@ class Growth:
 
     @property
     def kind(self) -> str:
-        """none, rounding (drift from the last digit), or bug (wrong from some step on)."""
+        """Say none, rounding (drift from the last digit), or bug (wrong from some step on)."""
         largest = max(self.errors, default=0.0)
         if largest == 0:
             return "none"
@@ -76,7 +78,7 @@ class Growth:
 
 
 def ulps(subject: Tensor, reference: Tensor) -> Counter[int]:
-    """How many numbers are how many units in the last place apart: bin -> count, bins by their upper ends, -1 open."""
+    """Count the numbers that are so many units in the last place apart: by the upper end of each bin, -1 open."""
     apart = (_ordinal(subject) - _ordinal(reference)).abs()
     counts: Counter[int] = Counter()
     below = torch.zeros_like(apart, dtype=torch.bool)
@@ -89,14 +91,14 @@ def ulps(subject: Tensor, reference: Tensor) -> Counter[int]:
 
 
 def _ordinal(tensor: Tensor) -> Tensor:
-    """Floats numbered in their order: neighbours differ by one, and -0.0 is 0.0."""
+    """Number floats in their order: neighbours differ by one, and -0.0 is 0.0."""
     bits = tensor.contiguous().view(torch.int32 if tensor.dtype == torch.float32 else torch.int64).to(torch.int64)
     least = -(2 ** (31 if tensor.dtype == torch.float32 else 63))
     return torch.where(bits < 0, least - bits, bits)
 
 
 def growth(subject: Any, case: Case, seed: int = 0) -> tuple[Growth, Counter[int]] | None:
-    """Error by step and ULPs of `output` on forty steps of float32; None if the subject doesn't run there."""
+    """Measure error by step and ULPs of `output` on forty steps of float32; None if the subject doesn't run there."""
     long = replace(case, dtype="float32", special="long", onednn=False)
     drawn, precision = draw(long, seed), Precision(torch.float32, torch.float32)
     ours, theirs = (
@@ -105,15 +107,14 @@ def growth(subject: Any, case: Case, seed: int = 0) -> tuple[Growth, Counter[int
     if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return None
     errors = (ours - theirs).abs().double().flatten(1).amax(1) / theirs.abs().max().double()
-    return Growth(tuple(torch.nan_to_num(errors, nan=math.inf).tolist()), torch.finfo(torch.float32).eps), ulps(
-        ours, theirs
-    )
+    followed = Growth(tuple(torch.nan_to_num(errors, nan=math.inf).tolist()), torch.finfo(torch.float32).eps)
+    return followed, ulps(ours, theirs)
 
 
 def first_difference(
     case: Case, example: Example, ours: Observations, variant: Variant | None, allowed: float
 ) -> Location | None:
-    """The first number of the outputs that differs from torch.nn's, in the order of computation.
+    """Return the first number of the outputs that differs from torch.nn's, in the order of computation.
 
     Layers below the last show themselves only in their final states; so a layer whose final state differs comes first,
     unless it is the last, which `output` shows step by step.
@@ -146,7 +147,7 @@ def first_difference(
 
 
 def _batched(case: Case, name: str, tensor: Tensor) -> Tensor:
-    """States as (slots, N, H), padded output as (L, N, D*H)."""
+    """Return states as (slots, N, H), padded output as (L, N, D*H)."""
     if case.is_cell:
         tensor = tensor.unsqueeze(0)
     if case.form == "unbatched":
@@ -157,36 +158,30 @@ def _batched(case: Case, name: str, tensor: Tensor) -> Tensor:
 
 
 def _gate(example: Example, variant: Variant | None, slot: int, step: int, row: int, unit: int) -> str:
-    """The first gate of a step that the variant computes otherwise; "" where no variant is known or no gate differs."""
+    """Name the first gate that the variant computes otherwise; "" where no variant is known or no gate differs."""
     if variant is None or example.kind == "RNN" or slot or step:
         return ""
-    gates = {}
-    for name, deviations, order in (
-        ("ours", variant.deviations, variant.order),
-        ("theirs", (), plain(example.kind).order),
-    ):
-        seen: dict[str, Tensor] = {}
-        keep = {gate: _recorder(seen, gate) for gate in order.gates}
-        definition = define(deviations)
-        definition = replace(definition, at={**keep, **definition.at})
-        H = example.weights["weight_hh" + example.slots[0]].size(0) // len(order.gates)
-        try:
-            definition.run(replace(example, cotangents={}), None if order.plain else order.rows(H))
-        except (RuntimeError, IndexError):
-            return ""
-        gates[name] = seen
-    for gate in plain(example.kind).order.gates:
-        ours, theirs = (gates[name].get(gate) for name in ("ours", "theirs"))
-        if ours is None or theirs is None:
-            continue
-        if not torch.allclose(ours[row], theirs[row], rtol=0, atol=1e-9):
+    ours, theirs = (_gates(example, one) for one in (variant, plain(example.kind)))
+    for gate in GATES[example.kind]:
+        if (
+            gate in ours
+            and gate in theirs
+            and not torch.allclose(ours[gate][row], theirs[gate][row], rtol=0, atol=1e-9)
+        ):
             return gate
     return ""
 
 
-def _recorder(seen: dict[str, Tensor], gate: str) -> Any:
-    def record(tensor: Tensor) -> Tensor:
-        seen.setdefault(gate, tensor)
-        return tensor
+def _gates(example: Example, variant: Variant) -> dict[str, Tensor]:
+    """Run a variant, and keep the gates of its first step by name; none where it has no meaning for these shapes."""
+    seen: dict[str, Tensor] = {}
 
-    return record
+    def kept(gate: str) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: (seen.setdefault(gate, tensor), tensor)[1]
+
+    definition = define(variant.deviations)
+    definition = replace(definition, at={**{gate: kept(gate) for gate in variant.order.gates}, **definition.at})
+    with contextlib.suppress(RuntimeError, IndexError):
+        definition.run(replace(example, cotangents={}), variant.order.permutation(example.hidden_size))
+        return seen
+    return {}

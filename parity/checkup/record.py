@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,15 @@ class Row:
     verdict: Verdict
     what: str = ""
     error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: a title and lines of text, or of Python."""
+
+    title: str
+    lines: list[str]
+    is_code: bool = False
 
 
 @dataclass
@@ -58,7 +68,7 @@ class Checkup:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Say in one sentence whether the subject is torch.nn's."""
         if not self.same:
             names = self.diagnosis.names
             return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
@@ -69,53 +79,59 @@ class Checkup:
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
         return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
 
+    @property
+    def summary(self) -> str:
+        counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
+        return f"{len(self.rows)} cases: {counts}" if self.rows else "no cases were run"
+
+    @property
+    def footer(self) -> str:
+        return f"{self.seconds:.1f} s, torch {self.environment['torch']}, seed {self.seed}"
+
     def __str__(self) -> str:
         """Say verdict and diagnosis first, then the table: for a terminal and for an assertion's message."""
         parts = [self.verdict + ".", ""]
         for number, finding in enumerate(self.diagnosis.findings, 1):
             parts += [f"{number}. {finding}".replace("\n", "\n   "), ""]
-        for one in self.diagnosis.unexplained:
-            parts += [f"? {one}", ""]
-        for probe, error in self.diagnosis.errors.items():
-            parts += [f"! {probe}: {error}", ""]
-        if self.location:
-            parts += [f"First difference: {self.location}", ""]
-        if self.growth and self.growth.kind != "none":
-            parts += [f"Error over {len(self.growth.errors)} steps of float32: {self.growth}", ""]
+        for other in self.diagnosis.others:
+            parts += [f"? {other}", ""]
         if self.rows:
-            counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
-            parts += [f"{len(self.rows)} cases: {counts}", table(self), ""]
+            parts += [self.summary, table(self), ""]
             bad = [row for row in self.rows if not row.verdict.passes]
             if bad and self.diagnosis.same:  # nothing has a name: then the cases have to speak
                 parts += [f"{row.verdict.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
+        for section in self.sections():
+            one = len(section.lines) == 1
+            lines = [f" {section.lines[0]}"] if one else [f"\n  {line}" for line in section.lines]
+            parts += [f"{section.title}:" + "".join(lines), ""]
+        return "\n".join([*parts, self.footer])
+
+    def sections(self) -> Iterator[Section]:
+        """List what every report says below the diagnosis, however it is laid out."""
+        if self.location:
+            yield Section("First difference", [str(self.location)])
+        if self.growth and self.growth.kind != "none":
+            yield Section(f"Error over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
-            parts += ["Not offered:"]
-            parts += [f"  {probe}: {why}" for probe, why in lacking(self).items()] + [""]
+            yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
         if self.notes:
-            parts += ["Read as:", *(f"  {note}" for note in self.notes), ""]
+            yield Section("Read as", self.notes)
         if self.script:
-            parts += [
-                "The smallest case, with torch alone:",
-                "",
-                *(f"  {line}" for line in self.script.splitlines()),
-                "",
-            ]
-        parts.append(f"{self.seconds:.1f} s, torch {self.environment['torch']}, seed {self.seed}")
-        return "\n".join(parts)
+            yield Section("The smallest case, with torch alone", self.script.splitlines(), is_code=True)
 
-
-def lacking(checkup: Checkup) -> dict[str, str]:
-    """What is not offered: combinations only where each of their parts alone is offered."""
-    why = checkup.diagnosis.not_offered
-    return {
-        probe: " ".join(reason.split())[:90]
-        for probe, reason in why.items()
-        if "," not in probe or probe.split(",")[0] not in why
-    }
+    @property
+    def lacking(self) -> dict[str, str]:
+        """Say what is not offered: combinations only where each of their parts alone is offered."""
+        why = self.diagnosis.not_offered
+        return {
+            probe: " ".join(reason.split())[:90]
+            for probe, reason in why.items()
+            if "," not in probe or probe.split(",")[0] not in why
+        }
 
 
 def table(checkup: Checkup) -> str:
-    """Counts of verdicts by axis value."""
+    """Return counts of verdicts by axis value."""
     shown = [verdict for verdict in Verdict if checkup.counts[verdict]]
     lines = [f"{'':24}" + "".join(f"{verdict.label:>{max(14, len(verdict.label) + 2)}}" for verdict in shown)]
     for axis in AXES:
@@ -130,7 +146,7 @@ def table(checkup: Checkup) -> str:
 
 
 def label(axis: str, value: Any) -> str:
-    """An axis and a value in a few words."""
+    """Return an axis and a value in a few words."""
     if isinstance(value, bool):
         return axis if value else f"no {axis}"
     return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"

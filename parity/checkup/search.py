@@ -11,12 +11,28 @@ import torch
 from torch import Tensor
 
 from ..mutants.catalogue import CATALOGUE
-from ..mutants.definition import GATES, Example
+from ..mutants.definition import Example
 from ..mutants.mutant import Mutant
 from ..mutants.orders import Order, orders
 from ..mutants.variants import Variant, catalogue, compatible, define
 
 MARGIN = 100.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake, by name."""
+
+    what: str
+    where: str  # the systems of which it is the convention
+    fix: str
+    evidence: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        lines += [f"  the convention of: {self.where}"] if self.where else []
+        lines += [f"  to do: {self.fix}"] + ([f"  ({self.evidence})"] if self.evidence else [])
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -31,15 +47,34 @@ class Search:
     also: tuple[Variant, ...] = ()  # that fit as well, because here they mean the same
     rivals: tuple[Variant, ...] = ()  # that fit as well, although they mean something else
 
+    @property
+    def near(self) -> str:
+        """Name the nearest variant, if it comes nearer than torch.nn."""
+        return self.nearest.name if self.nearest is not None and self.distance < self.error else ""
+
+    def findings(self, base: Variant, place: str = "", also: str = "") -> list[Finding]:
+        """List what the accepted variant has and `base` has not; a whole system's habits with that system's name."""
+        assert self.best is not None
+        margin = "nothing else fits" if self.runner_up == math.inf else f"the next is {self.runner_up:.1e} away"
+        return findings(self.best, base, f"{place}reproduced to {self.distance:.0e}{also}; {margin}")
+
+
+def findings(variant: Variant, base: Variant, evidence: str) -> list[Finding]:
+    """Name the parts that `variant` has and `base` has not, each with the systems of which it is the convention."""
+    names = [part.name for part in base.parts]
+    parts = [part for part in variant.parts if part.name not in names]
+    system = variant.system if len(parts) == len(variant.parts) else ""
+    return [Finding(part.name, system or part.where, part.fix, evidence) for part in parts]
+
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
-    """What rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
+    """Estimate what rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
     steps = 1 if example.is_cell else max(example.rows.shape[:-1])
     return 256 * eps * math.sqrt(steps * len(example.slots))
 
 
 def distance(expected: dict[str, Tensor], seen: dict[str, Tensor], orders: int = 0) -> Tensor:
-    """The largest error relative to the largest number of each tensor; with `orders`, one for each of them."""
+    """Return the largest error relative to the largest number of each tensor; with `orders`, one for each of them."""
     total = torch.zeros(orders or 1, dtype=torch.float64)
     for name, tensor in seen.items():
         other = expected.get(name)
@@ -85,7 +120,7 @@ def search(
         if found[0][0] <= allowed:
             break
     nearest_distance, nearest = found[0]
-    fits = sorted((v for d, v in found if d <= allowed), key=lambda v: (v.size, _position(v)))
+    fits = sorted((v for d, v in found if d <= allowed), key=lambda v: (len(v.parts), _position(v)))
     if not fits:
         return Search(error, None, nearest, nearest_distance, nearest_distance)
     best = fits[0]
@@ -99,25 +134,21 @@ def search(
 
 
 def _position(variant: Variant) -> tuple[int, ...]:
-    """The catalogue's order decides between equally simple names."""
+    """Order equally simple names by the catalogue."""
     return tuple(CATALOGUE.index(deviation) for deviation in variant.deviations)
 
 
 def error_of(variant: Variant, example: Example, seen: dict[str, Tensor]) -> float:
-    """The distance of a variant from what was seen."""
+    """Return the distance of a variant from what was seen."""
     return errors_of_orders(variant.deviations, (variant.order,), example, seen)[0].item()
 
 
 def errors_of_orders(
     deviations: tuple[Mutant, ...], tried: Sequence[Order], example: Example, seen: dict[str, Tensor]
 ) -> Tensor:
-    """The distance from what was seen, for each order of the gates."""
-    H = example.weights["weight_hh" + example.slots[0]].size(0) // len(GATES[example.kind])
-    rows = None
-    if len(tried) > 1:
-        rows = torch.stack([order.rows(H) for order in tried])
-    elif not tried[0].plain:
-        rows = tried[0].rows(H)
+    """Return the distance from what was seen, for each order of the gates."""
+    H = example.hidden_size
+    rows = torch.stack([order.rows(H) for order in tried]) if len(tried) > 1 else tried[0].permutation(H)
     try:
         expected = define(deviations).run(example, rows)
     except (RuntimeError, IndexError):  # a deviation that has no meaning for these shapes
@@ -126,7 +157,7 @@ def errors_of_orders(
 
 
 def equivalent(first: Variant, second: Variant, example: Example) -> bool:
-    """Whether two variants are the same function: they agree on other, generic numbers in the form of `example`."""
+    """Say whether two variants are the same function: they agree on other, generic numbers in the form of `example`."""
     generator = torch.Generator().manual_seed(20)
 
     def anew(tensor: Tensor) -> Tensor:

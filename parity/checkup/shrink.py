@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,13 @@ import torch
 from torch import Tensor
 
 from ..grid.cases import Case
-from ..grid.run import Draw, Observations, Precision, draw, observe
-from ..mutants.definition import GATES
+from ..grid.run import Draw, Observations, Sizes, draw, observe
+from .diagnose import ALL, EXACT
 
-EXACT = Precision(torch.float64, torch.float64)
 SIMPLER: tuple[dict[str, Any], ...] = (
     {"special": ""}, {"dropout": ""}, {"layers": 1}, {"bidirectional": False}, {"batch_first": False},
     {"form": "padded"}, {"hx": False}, {"bias": False}, {"kind": "LSTM"},
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sizes:
-    input: int
-    hidden: int
-    steps: int
-    rows: int
 
 
 @dataclass
@@ -40,9 +30,13 @@ class Smallest:
     theirs: Observations
     tensor: str  # the one that differs most
 
+    @property
+    def is_gradient(self) -> bool:
+        return self.tensor.startswith("grad of ")
+
 
 def differing(ours: Observations, theirs: Observations, tolerance: float = 1e-6) -> str:
-    """The tensor that differs, the outputs' first; "" if none does, or if the subject did not run."""
+    """Name the tensor that differs, the outputs' first; "" if none does, or if the subject did not run."""
     if theirs.error or not ours.tensors:
         return ""
     for name, true in theirs.tensors.items():
@@ -56,98 +50,57 @@ def differing(ours: Observations, theirs: Observations, tolerance: float = 1e-6)
     return ""
 
 
+def attempt(subject: Any, case: Case, drawn: Draw) -> Smallest | None:
+    """Run a problem on both sides. None if they don't differ."""
+    theirs, ours = (observe(namespace, case, drawn, EXACT) for namespace in (torch.nn, subject))
+    tensor = differing(ours, theirs)
+    return Smallest(case, drawn, ours, theirs, tensor) if tensor else None
+
+
 def shrink(subject: Any, case: Case, drawn: Draw) -> Smallest | None:
     """Take away what can be taken away while the subject still differs. None if it doesn't differ to begin with."""
-
-    def attempt(case: Case, drawn: Draw) -> Smallest | None:
-        theirs = observe(torch.nn, case, drawn, EXACT)
-        ours = observe(subject, case, drawn, EXACT)
-        tensor = differing(ours, theirs)
-        values_before = best is not None and not best.tensor.startswith("grad of")
-        if not tensor or (values_before and tensor.startswith("grad of")):
-            return None
-        return Smallest(case, drawn, ours, theirs, tensor)
-
-    best = None
-    best = attempt(case, drawn)
+    best = attempt(subject, case, drawn)
     if best is None:
         return None
+
+    def better(case: Case, drawn: Draw) -> bool:
+        """Keep a simpler problem, unless it shows a gradient alone where a value differed."""
+        nonlocal best
+        found = attempt(subject, case, drawn)
+        if found is None or best is None or (found.is_gradient and not best.is_gradient):
+            return False
+        best = found
+        return True
+
     for simpler in SIMPLER:
-        if any(getattr(best.case, name) != value for name, value in simpler.items()):
-            if "kind" in simpler and not best.case.kind.startswith("LSTM-"):
-                continue
-            other = replace(best.case, **simpler)
-            anew = draw(other, 0)
-            if other.dropout:
-                anew = replace(anew, arguments={**anew.arguments, "dropout": best.drawn.arguments["dropout"]})
-            found = attempt(other, anew)
-            best = found or best
-    for cut in _cuts():
-        found = attempt(best.case, cut(best.case, best.drawn))
-        best = found or best
+        other = replace(best.case, **simpler)
+        if other != best.case and ("kind" not in simpler or best.case.kind.startswith("LSTM-")):
+            better(other, drawn_anew(other))
+    sizes = sizes_of(best)
+    for name in ("lengths", "batch", "input", "hidden"):
+        for size in (1, 2, 3):
+            fewer = sizes.limited(name, size)
+            if better(best.case, drawn_anew(best.case, fewer)):
+                sizes = fewer
+                break
     for digits in (0, 1, 2):
-        found = attempt(best.case, _rounded(best.drawn, digits))
-        if found is not None:
-            return found
+        if better(best.case, _rounded(best.drawn, digits)):
+            break
     return best
 
 
-def _cuts() -> Iterator[Callable[[Case, Draw], Draw]]:
-    for name in ("steps", "rows", "input", "hidden"):
-        for size in (1, 2, 3):
-            yield lambda case, drawn, name=name, size=size: _cut(case, drawn, **{name: size})  # type: ignore[misc]
+def drawn_anew(case: Case, sizes: Sizes | None = None) -> Draw:
+    """Draw numbers for a case; its dropout leaves nothing to chance."""
+    drawn = draw(case, 0, sizes)
+    return replace(drawn, arguments={**drawn.arguments, "dropout": ALL}) if case.dropout else drawn
 
 
-def _cut(case: Case, drawn: Draw, **limits: int) -> Draw:
-    """The first steps, rows, inputs, units of a problem. A projection stays."""
-    H, H_in = drawn.arguments["hidden_size"], drawn.arguments["input_size"]
-    h, h_in = min(H, limits.get("hidden", H)), min(H_in, limits.get("input", H_in))
-    P = drawn.arguments.get("proj_size", 0) or H
-    p = h if P == H else P
-    G = len(GATES[case.class_name.removesuffix("Cell")])
-    D = 2 if case.bidirectional else 1
-    weights = {}
-    for name, weight in drawn.weights.items():
-        if name.startswith("weight_hr"):
-            weights[name] = weight[:, :h]
-            continue
-        weight = weight.unflatten(0, (G, H))[:, :h].flatten(0, 1)  # type: ignore[no-untyped-call]
-        if name.startswith("weight_hh"):
-            weight = weight[:, :p]
-        elif name.startswith("weight_ih"):
-            first = case.is_cell or "_l0" in name
-            weight = weight[:, :h_in] if first else weight.unflatten(1, (D, P))[..., :p].flatten(1)
-        weights[name] = weight
-    lengths, batch_dim = drawn.lengths, 0 if case.batch_first else 1
-    input, cotangents = drawn.input[..., :h_in], dict(drawn.cotangents)
-    widths = {"output": (D, P, p), "h_n": (1, P, p), "c_n": (1, H, h), "h_1": (1, H, h), "c_1": (1, H, h)}
-    cotangents = {
-        name: t.unflatten(-1, (widths[name][0], widths[name][1]))[..., : widths[name][2]].flatten(-2)  # type: ignore[no-untyped-call]
-        for name, t in cotangents.items()
-    }
-    hx = tuple(state[..., : (p, h)[k]] for k, state in enumerate(drawn.hx))
-    if case.form != "unbatched":
-        rows_dim = 0 if case.is_cell else batch_dim
-        rows = min(limits.get("rows", input.size(rows_dim)), input.size(rows_dim))
-        input = input.narrow(rows_dim, 0, rows)
-        hx = tuple(state[..., :rows, :] for state in hx)
-        cotangents = {
-            name: t.narrow(batch_dim, 0, rows) if name == "output" and not case.is_packed else t
-            for name, t in cotangents.items()
-        }
-        cotangents = {name: t if name == "output" else t[..., :rows, :] for name, t in cotangents.items()}
-        lengths = lengths[:rows] if case.is_packed else lengths
-    if not case.is_cell and case.form != "unbatched":
-        lengths = tuple(min(limits.get("steps", length), length) for length in lengths)
-        steps = max(lengths)
-        input = input.narrow(1 - batch_dim, 0, steps)
-        if "output" in cotangents:
-            output = cotangents["output"]
-            cotangents["output"] = output[: sum(lengths)] if case.is_packed else output.narrow(1 - batch_dim, 0, steps)
-    arguments = {**drawn.arguments, "hidden_size": h, "input_size": h_in}
-    return replace(
-        drawn, arguments=arguments, weights=weights, input=input, hx=hx, lengths=lengths, cotangents=cotangents
-    )
+def sizes_of(problem: Smallest) -> Sizes:
+    """Read the sizes of a problem off its numbers."""
+    arguments, case, input = problem.drawn.arguments, problem.case, problem.drawn.input
+    batch = input.size(0) if case.is_cell and case.form != "unbatched" else len(problem.drawn.lengths)
+    sizes = arguments["input_size"], arguments["hidden_size"], arguments.get("proj_size", 0)
+    return Sizes(*sizes, batch, problem.drawn.lengths)
 
 
 def _rounded(drawn: Draw, digits: int) -> Draw:
@@ -164,7 +117,7 @@ def _rounded(drawn: Draw, digits: int) -> Draw:
 
 
 def script(smallest: Smallest, subject: str) -> str:
-    """A few lines that compute torch.nn's numbers, beside those of the subject."""
+    """Write a few lines that compute torch.nn's numbers, beside those of the subject."""
     case, drawn, name = smallest.case, smallest.drawn, smallest.tensor
     hx = [_literal(state) for state in drawn.hx]
     lines = _set_up(case, drawn)
@@ -188,7 +141,7 @@ def script(smallest: Smallest, subject: str) -> str:
 
 
 def _set_up(case: Case, drawn: Draw) -> list[str]:
-    """The lines that make the module and its input."""
+    """Write the lines that make the module and its input."""
     defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
     arguments = [str(drawn.arguments["input_size"]), str(drawn.arguments["hidden_size"])]
     for key, value in drawn.arguments.items():
@@ -229,26 +182,13 @@ def _literal(tensor: Tensor | None) -> str:
 
 
 def save(smallest: Smallest, target: str, as_: str, file: Path) -> None:
-    """Everything that is needed to run the smallest case again."""
-    drawn = smallest.drawn
-    data = {
-        "target": target,
-        "as": as_,
-        "case": asdict(smallest.case),
-        "tensor": smallest.tensor,
-        "arguments": drawn.arguments,
-        "weights": {name: weight.tolist() for name, weight in drawn.weights.items()},
-        "input": drawn.input.tolist(),
-        "hx": [state.tolist() for state in drawn.hx],
-        "lengths": drawn.lengths,
-        "cotangents": {name: cotangent.tolist() for name, cotangent in drawn.cotangents.items()},
-        "seed": drawn.seed,
-    }
-    file.write_text(json.dumps(data, indent=1) + "\n")
+    """Write down everything that is needed to run the smallest case again."""
+    data = {"target": target, "as": as_, "case": asdict(smallest.case), "tensor": smallest.tensor}
+    file.write_text(json.dumps(data | asdict(smallest.drawn), indent=1, default=Tensor.tolist) + "\n")
 
 
 def restore(file: Path) -> tuple[dict[str, Any], Case, Draw]:
-    """What `save` wrote: (target and so on, case, numbers)."""
+    """Read what `save` wrote: (target and so on, case, numbers)."""
     data = json.loads(file.read_text())
 
     def tensor(values: Any) -> Tensor:

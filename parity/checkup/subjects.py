@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
+import operator
 import os
 import re
 import sys
@@ -60,7 +62,7 @@ class Subject:
 
 
 def load(path: str) -> Any:
-    """The object `PKG.MOD:NAME` or `FILE.py:NAME`."""
+    """Return the object `PKG.MOD:NAME` or `FILE.py:NAME`."""
     module, _, name = path.rpartition(":")
     if not module:
         raise ValueError(f"{path!r}: expected PKG.MOD:NAME")
@@ -73,7 +75,7 @@ def load(path: str) -> Any:
 
 
 def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = None) -> Subject:
-    """A subject made of a class or a function. `as_` is torch.nn's name for it, where its own name doesn't say.
+    """Make a subject of a class or a function. `as_` is torch.nn's name for it, where its own name doesn't say.
 
     ValueError if the kind cannot be told from the name.
     """
@@ -91,18 +93,18 @@ def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = No
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a constructor's options that are not torch.nn's."""
+    """Return the defaults of a constructor's options that are not torch.nn's."""
     own = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     options = own.keys() & DEFAULTS.keys() - {"device", "dtype"}
     return {name: own[name] for name in sorted(options) if own[name] not in (DEFAULTS[name], inspect.Parameter.empty)}
 
 
 def _guess(target: Any, name: str) -> str:
-    """torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
-    for word in [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]:
-        for kind in ("LSTM", "GRU", "RNN"):
-            if kind in word:
-                return f"{kind}Cell" if word.endswith("CELL") else kind
+    """Guess torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
+    words = [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]
+    for word, kind in itertools.product(words, GATES):
+        if kind in word:
+            return f"{kind}Cell" if word.endswith("CELL") else kind
     raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
 
 
@@ -117,19 +119,20 @@ def _module(
     own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     if weight_map is None and list(own.items()) == list(shapes.items()):
         return module
+    said: list[str] = []
     if weight_map is None and own == shapes:
-        _note(notes, "its parameters come in another order than torch.nn's")
+        said.append("its parameters come in another order than torch.nn's")
         weight_map = dict
     if weight_map is None:
         layout = _layout(cls, class_name, arguments)
         weight_map = layout.map
-        for line in layout.lines() if len(own) == layout.per_slot else ():
-            _note(notes, line)
+        said += layout.lines() if len(own) == len(layout.parts) else ()
+    notes += [line for line in said if line not in notes]
     return MappedSubject(module, reference, weight_map, dtype)
 
 
 def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
-    """torch.nn's module, for the names and shapes of its parameters."""
+    """Return torch.nn's module, for the names and shapes of its parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dropout in one layer
         module: nn.Module = getattr(nn, class_name)(**arguments, device="meta")
@@ -137,7 +140,7 @@ def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
-    """The layout, inferred at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
+    """Infer the layout at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
     clear = {**arguments, "input_size": 5, "hidden_size": 7}
     own, shapes = (
         {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -146,13 +149,8 @@ def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
     return infer(own, shapes, class_name.removesuffix("Cell"))
 
 
-def _note(notes: list[str], line: str) -> None:
-    if line not in notes:
-        notes.append(line)
-
-
 def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
-    """Only what deviates from torch.nn's defaults or its own is passed: a class need not have every option."""
+    """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
     sizes = arguments["input_size"], arguments["hidden_size"]
     asked = {name: DEFAULTS[name] for name in _defaults(cls)} | arguments
     unsaid = DEFAULTS | _defaults(cls)
@@ -166,13 +164,20 @@ def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
     return module
 
 
-class MappedSubject(nn.Module):
-    """torch.nn's parameters in front, the subject's own module behind."""
+class Adapted(nn.Module):
+    """torch.nn's parameters by name and shape, before anything that computes with them."""
 
-    def __init__(self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype) -> None:
+    def __init__(self, reference: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         for name, parameter in reference.named_parameters():
             setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+
+
+class MappedSubject(Adapted):
+    """The subject's own module behind torch.nn's parameters."""
+
+    def __init__(self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype) -> None:
+        super().__init__(reference, dtype)
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
 
@@ -183,24 +188,18 @@ class MappedSubject(nn.Module):
         return torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
 
 
-class FunctionSubject(nn.Module):
+class FunctionSubject(Adapted):
     """A function f(input, state, weights) as a module of one layer: weights by torch.nn's names, state as hx."""
 
     def __init__(self, function: Callable[..., Any], class_name: str, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        for name, default in DEFAULTS.items():
-            if name in ("num_layers", "bidirectional", "batch_first") and arguments.get(name, default) != default:
+        for name in ("num_layers", "bidirectional", "batch_first", "nonlinearity"):
+            if arguments.get(name, DEFAULTS[name]) != DEFAULTS[name]:
                 raise NotOfferedError(f"a function has no {name}")
-        if arguments.get("nonlinearity", "tanh") != "tanh":
-            raise NotOfferedError("a function has one nonlinearity")
         dtype = arguments.get("dtype") or torch.float32
-        options = {name: value for name, value in arguments.items() if name != "dtype"}
-        reference = _reference(class_name, options)
-        for name, parameter in reference.named_parameters():
-            setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
-        self.sizes = [parameters[1].size(-1), reference.hidden_size] if (parameters := list(self.parameters())) else []
-        self.states = 2 if class_name.startswith("LSTM") else 1
-        self.is_cell = class_name.endswith("Cell")
+        reference: Any = _reference(class_name, {name: value for name, value in arguments.items() if name != "dtype"})
+        super().__init__(reference, dtype)
+        self.sizes = (getattr(reference, "proj_size", 0) or reference.hidden_size, reference.hidden_size)
+        self.is_lstm, self.is_cell = class_name.startswith("LSTM"), class_name.endswith("Cell")
         self.function = function
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -208,8 +207,8 @@ class FunctionSubject(nn.Module):
             raise NotOfferedError("a function takes no PackedSequence")
         if hx is None:
             rows = input.shape[: input.dim() - 1] if self.is_cell else (1, *input.shape[1:-1])
-            zeros = tuple(input.new_zeros(*rows, size) for size in self.sizes[: self.states])
-            hx = zeros if self.states == 2 else zeros[0]
+            zeros = tuple(input.new_zeros(*rows, size) for size in self.sizes)
+            hx = zeros if self.is_lstm else zeros[0]
         return self.function(input, hx, dict(self.named_parameters()))
 
 
@@ -228,17 +227,13 @@ class Convention:
     with_batch_first: bool = True  # whether it still differs where batch_first is asked for
 
 
-def swapped(tensor: Tensor) -> Tensor:
-    return tensor.transpose(0, 1)
-
-
 def first(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    """`function` of the input among arguments, of the output in a result (which may be alone)."""
+    """Apply `function` to the input among arguments, to the output in a result (which may be alone)."""
     return lambda parts: function(parts) if isinstance(parts, Tensor) else (function(parts[0]), *parts[1:])
 
 
 def rest(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    """`function` of the states among arguments or in a result, as far as there are any."""
+    """Apply `function` to the states among arguments or in a result, as far as there are any."""
 
     def each(state: Any) -> Any:
         return tuple(map(each, state)) if isinstance(state, (tuple, list)) else function(state)
@@ -247,20 +242,21 @@ def rest(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
 
 
 def side_by_side(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """(input, (h_0, c_0)) -> (input, h_0, c_0)"""
+    """Turn (input, (h_0, c_0)) into (input, h_0, c_0)."""
     return (parts[0], *parts[1]) if len(parts) > 1 and isinstance(parts[1], tuple) else parts
 
 
 def paired(result: Any) -> Any:
-    """(output, h_n, c_n) -> (output, (h_n, c_n))"""
+    """Turn (output, h_n, c_n) into (output, (h_n, c_n))."""
     return (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and len(result) == 3 else result
 
 
 def state_of_pair(result: Any) -> Any:
-    """(h, state) -> state"""
+    """Turn (h, state) into state."""
     return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
+swapped = operator.methodcaller("transpose", 0, 1)
 #: Of layers. Those that change how many arguments there are come first.
 CONVENTIONS = (
     Convention(
@@ -291,7 +287,7 @@ CELL_CONVENTIONS = (
 
 
 def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject:
-    """The subject as it would be if it followed torch.nn's conventions of shape."""
+    """Return the subject as it would be if it followed torch.nn's conventions of shape."""
 
     def make(**arguments: Any) -> nn.Module:
         module = subject.make(**arguments)
@@ -351,10 +347,6 @@ class Layout:
     slots: tuple[str, ...]
     gates: str
 
-    @property
-    def per_slot(self) -> int:
-        return len(self.parts)
-
     def map(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         taken = [part.take(weights, slot, self.gates) for slot in self.slots for part in self.parts]
         return dict(zip(self.names, taken, strict=False))
@@ -365,7 +357,7 @@ class Layout:
 
 
 def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], kind: str) -> Layout:
-    """The layout in which the subject keeps torch.nn's weights, from names and shapes.
+    """Infer the layout in which the subject keeps torch.nn's weights, from names and shapes.
 
     Parameters are taken to come layer by layer, direction by direction, each time in the same order. A joined matrix is
     taken to be [weight_ih, weight_hh]; of one bias, both are added into it. Gates of their own are told apart by the
@@ -411,7 +403,7 @@ def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], k
 def _biases(
     vectors: list[str], own: dict[str, tuple[int, ...]], matrices: dict[str, Part], gates: str, H: int
 ) -> dict[str, Part]:
-    """A bias belongs to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
+    """Give a bias to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
     parts: dict[str, Part] = {}
     owned = [name.rpartition(".")[0] for name in matrices]
     beside = {
@@ -446,15 +438,14 @@ WORDS = {
 
 
 def _letters(names: list[str], gates: str) -> list[str]:
-    """The gate of each parameter, by the part in which the names differ; torch.nn's order where that says nothing."""
+    """Read each parameter's gate off the part in which the names differ; torch.nn's order where that says nothing."""
     in_order = [gates[k % len(gates)] for k in range(len(names))]
-    start = _common(names)
-    end = _common([name[::-1] for name in names])
+    start, end = _common(names), _common([name[::-1] for name in names])
     words = [re.sub(r"[^a-z]", "", name[start : len(name) - end].lower())[:1] for name in names]
     found = [WORDS[gates].get(word, "") for word in words]
     return found if sorted(found) == sorted(gates) else in_order
 
 
 def _common(names: list[str]) -> int:
-    """The number of characters with which all names begin."""
+    """Count the characters with which all names begin."""
     return next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)

@@ -73,13 +73,13 @@ class Room:
         }  # fmt: skip
 
     def x(self, *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
-        """A random tensor."""
+        """Return a random tensor."""
         drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64) * 2
         self.tensors.append(drawn.to(dtype).to(device))
         return self.tensors[-1]
 
     def h(self, *shape: int, **options: Any) -> Any:
-        """A state: a tensor, or two in a tuple for the LSTM."""
+        """Return a state: a tensor, or two in a tuple for the LSTM."""
         return (self.x(*shape, **options), self.x(*shape, **options)) if self.is_lstm else self.x(*shape, **options)
 
     def ints(self, *shape: int) -> Tensor:
@@ -89,7 +89,7 @@ class Room:
         return self.x(*shape, device="meta")
 
     def packed(self, *lengths: int, size: int = 3, dtype: torch.dtype = torch.float32) -> PackedSequence:
-        """A packed sequence, unsorted if the lengths are."""
+        """Return a packed sequence, unsorted if the lengths are."""
         is_sorted = list(lengths) == sorted(lengths, reverse=True)
         padded = self.x(max(lengths), len(lengths), size, dtype=dtype)
         packed = pack_padded_sequence(padded, torch.tensor(lengths), enforce_sorted=is_sorted)
@@ -98,7 +98,7 @@ class Room:
 
     @staticmethod
     def broken(module: nn.Module, name: str, weight: Tensor | None) -> nn.Module:
-        """The module with one weight replaced."""
+        """Replace one weight of the module."""
         setattr(module, name, None if weight is None else nn.Parameter(weight))
         return module
 
@@ -172,7 +172,7 @@ def _describe(value: Any, tensors: list[Tensor]) -> str:
 
 
 def _inspect(module: Any, texts: list[str], tensors: list[Tensor]) -> None:
-    """Everything about a constructed module that a user can read."""
+    """Write down everything about a constructed module that a user can read."""
     texts.append(repr(module))
     texts.append(f"generator {generator_state()}")
     texts.append("is a " + " ".join(base.__name__ for base in type(module).__mro__ if base.__name__.endswith("Base")))
@@ -196,7 +196,7 @@ def _inspect(module: Any, texts: list[str], tensors: list[Tensor]) -> None:
 
 
 def _normal(text: str) -> str:
-    """Only where a class, a method or an object lives is forgotten: module, class that defines it, address."""
+    """Forget where a class, a method or an object lives: module, class that defines it, address."""
     text = re.sub(r"(?:\w+\.)+(RNN|LSTM|GRU|RNNCell|LSTMCell|GRUCell)\b", r"\1", text)
     text = re.sub(r"\b\w+\.(forward|__init__)\(\)", r"\1()", text)
     return re.sub(r"0x[0-9a-f]+", "0x...", text)
@@ -206,7 +206,7 @@ def _normal(text: str) -> str:
 
 
 def questions() -> Iterator[tuple[str, str]]:
-    """(class name, question) of every construction and call in questions.txt, class by class."""
+    """Yield (class name, question) of every construction and call in questions.txt, class by class."""
     asked: dict[str, dict[str, None]] = {name: {} for name in CLASSES}  # a question of two blocks is asked once
     names: list[str] = []
     for line in importlib.resources.files(__package__).joinpath("questions.txt").read_text().splitlines():
@@ -219,7 +219,7 @@ def questions() -> Iterator[tuple[str, str]]:
 
 
 def shown(class_name: str, question: str) -> str:
-    """A question as a person would write it."""
+    """Return a question as a person would write it."""
     return re.sub(r"\bC\(", class_name + "(", question.partition("  # excused: ")[0])
 
 
@@ -240,7 +240,7 @@ def _exception_type(text: str) -> str | None:
 
 
 def _close(theirs: list[Tensor], ours: list[Tensor], exactly: bool) -> bool:
-    """Initial weights must have the same bits; the values of an unusual call need only be the same to rounding."""
+    """Require the same bits of initial weights; the values of an unusual call need only be the same to rounding."""
     for a, b in zip(theirs, ours, strict=False):
         if a.is_meta or a.is_sparse:
             continue
@@ -250,7 +250,7 @@ def _close(theirs: list[Tensor], ours: list[Tensor], exactly: bool) -> bool:
 
 
 def _first_difference(theirs: Reply, ours: Reply) -> tuple[str, str]:
-    """The first line in which two replies differ; the whole replies if they don't."""
+    """Return the first line in which two replies differ; the whole replies if they don't."""
     if theirs.text == ours.text:
         return theirs.text, ours.text + "\nof other values"
     lines = itertools.zip_longest(theirs.text.splitlines(), ours.text.splitlines(), fillvalue="nothing more")
@@ -258,7 +258,7 @@ def _first_difference(theirs: Reply, ours: Reply) -> tuple[str, str]:
 
 
 def loading(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:
-    """state_dict goes strictly both ways, and the loaded module computes the same."""
+    """Load state_dict strictly both ways: the loaded module computes the same."""
     options: dict[str, Any] = {} if class_name not in LAYERS else {"num_layers": 2, "bidirectional": True}
     for source, target, direction in ((reference, subject, "from torch.nn"), (subject, reference, "into torch.nn")):
         torch.manual_seed(1)
@@ -275,7 +275,7 @@ def loading(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:
 
 
 def signatures(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:
-    """The signatures of the constructor, of forward, and the public names of the class.
+    """Compare the signatures of the constructor, of forward, and the public names of the class.
 
     torch.nn's layers take `*args, **kwargs` and declare what they mean as overloads: a subject may have either.
     """
@@ -299,7 +299,7 @@ def _signature(function: Any) -> str:
 
 
 def contract(subject: Any, reference: Any = nn, classes: tuple[str, ...] = CLASSES) -> Iterator[Answer]:
-    """Every answer, class by class."""
+    """Yield every answer, class by class."""
     for name in classes:
         yield from signatures(subject, reference, name)
         yield from loading(subject, reference, name)

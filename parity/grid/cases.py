@@ -85,7 +85,7 @@ class Case:
         return self.form.startswith("packed")
 
     def seed(self, seed: int) -> int:
-        """A seed of the case's own, the same in every process and on every machine."""
+        """Return a seed of the case's own, the same in every process and on every machine."""
         return zlib.crc32(f"{seed} {self.name}".encode())
 
 
@@ -93,7 +93,7 @@ AXES = tuple(field.name for field in fields(Case))
 
 
 def _backends(kind: str) -> Iterator[tuple[str, bool]]:
-    """(dtype, oneDNN on) pairs that can differ from one another.
+    """Yield (dtype, oneDNN on) pairs that can differ from one another.
 
     torch.nn hands to oneDNN the whole LSTM (float32, bfloat16 and, where the processor has it, float16), and through
     `addmm` the matrix products of every mode in bfloat16 and float16. Nothing it does in float64 or complex numbers,
@@ -147,12 +147,12 @@ def _specials() -> Iterator[Case]:
 
 
 def grid() -> list[Case]:
-    """Every case, in a fixed order."""
+    """Return every case, in a fixed order."""
     return [*_layers(), *_cells(), *_specials()]
 
 
 def quick(cases: list[Case], strength: int = 3) -> list[Case]:
-    """A covering subset: whatever `strength` axis values occur together in `cases` occur together here too.
+    """Choose a covering subset: any `strength` axis values that occur together in `cases` do so here too.
 
     Greedy in a fixed pseudo-random order (by hash of the name): a case is taken when it shows a combination that no
     case before it has shown. Ordinary cells and special circumstances are covered by pairs: they have fewer axes.
@@ -172,7 +172,7 @@ def quick(cases: list[Case], strength: int = 3) -> list[Case]:
 
 
 def select(cases: list[Case], expression: str) -> list[Case]:
-    """The cases whose name satisfies an expression: words joined by `and`, `or`, `not`, parentheses.
+    """Select the cases whose name satisfies an expression: words joined by `and`, `or`, `not`, parentheses.
 
     A word matches where a part of the name begins with it: `packed` matches packed_unsorted, and `bias` doesn't match
     nobias. An expression that is exactly the name of a case selects that case alone. ValueError if it can't be read.
@@ -185,7 +185,7 @@ def select(cases: list[Case], expression: str) -> list[Case]:
 
 
 def parse(expression: str) -> Callable[[str], bool]:
-    """`expression` as a predicate on lower-case text. Python reads it: each word becomes the question has(word)."""
+    """Read `expression` as a predicate on lower-case text. In Python, each word becomes the question has(word)."""
     words = re.findall(r"[()]|[^\s()]+", expression.lower())
     grammar = ("and", "or", "not", "(", ")")
     code = " ".join(word if word in grammar else f"has[{word!r}]" for word in words)

@@ -46,17 +46,20 @@ class Result:
 
     @property
     def values_verdict(self) -> Verdict:
-        """The verdict on everything but the gradients."""
+        """Return the verdict on everything but the gradients."""
         values = (difference for difference in self.differences if not difference.name.startswith("grad of"))
         return max((difference.verdict for difference in values), default=Verdict.BITWISE)
 
     @property
     def worst(self) -> Difference | None:
-        """The difference that most exceeds what is allowed, or comes closest to it."""
-        return max(self.differences, key=_severity, default=None)
+        """Return the difference that most exceeds what is allowed, or comes closest to it."""
+        return max(self.differences, key=severity, default=None)
 
 
-def _severity(difference: Difference) -> tuple[int, float]:
+def severity(difference: Difference | None) -> tuple[int, float]:
+    """Order differences: by verdict, then by how far they are beyond what is allowed; a fact is beyond all numbers."""
+    if difference is None:
+        return -1, 0.0
     return difference.verdict, difference.error / difference.allowed if difference.allowed else float("inf")
 
 
@@ -136,7 +139,7 @@ class Yardstick:
         return own, allowance(own, self.eps, self.depth, self.exact)
 
     def _ask_neighbours(self) -> None:
-        """One run is one draw of the error. Four cases whose numbers differ in the last digit give four more.
+        """Draw torch.nn's error four times more, on numbers that differ in the last digit: one run is one draw.
 
         They run with oneDNN off. Its LSTM is one kernel that keeps what lies between two steps in float32; torch.nn
         without it rounds every operation, and no more can be asked of the subject.
@@ -149,7 +152,7 @@ class Yardstick:
 
 
 def allowance(own: float, eps: float, depth: int, exact: bool = True) -> float:
-    """The largest relative error that rounding explains: ``2 * own + 2 * eps * sqrt(depth)``.
+    """Compute the largest relative error that rounding explains: ``2 * own + 2 * eps * sqrt(depth)``.
 
     `own` is torch.nn's own error on the same tensor of the same case, `eps` the spacing of the dtype at 1, `depth` the
     number of layers times the number of vectors in the input (steps, summed over the batch). Errors are relative to
@@ -174,7 +177,7 @@ def allowance(own: float, eps: float, depth: int, exact: bool = True) -> float:
 
 
 def relative_error(tensor: Tensor, true: Tensor) -> float:
-    """The largest error of an element, relative to the largest true element; infinite where only one is finite."""
+    """Return the largest error, relative to the largest true element; infinite where only one of them is finite."""
     if not tensor.numel():
         return 0.0
     tensor = tensor.to(true.dtype)
@@ -187,7 +190,7 @@ def relative_error(tensor: Tensor, true: Tensor) -> float:
 
 
 def compare_facts(theirs: Observations, ours: Observations) -> list[Difference]:
-    """Everything that is not a tensor's value.
+    """Compare everything that is not a tensor's value.
 
     An exception ends the comparison, because nothing else is known then: every case of the grid is one that torch.nn
     runs, so that two equal exceptions are no agreement but a case that was not judged.
@@ -209,12 +212,12 @@ def _equal(expected: Any, seen: Any) -> bool:
 
 
 def _no_more(expected: Any, seen: Any) -> bool:
-    """Sharing memory less than torch.nn does is no fault."""
+    """Allow to share less memory than torch.nn does: that is no fault."""
     return seen is not None and seen <= expected
 
 
 def _no_less(expected: Any, seen: Any) -> bool:
-    """Strides are not compared, but what is contiguous in torch.nn must be so here: `.view` relies on it."""
+    """Compare no strides, but what is contiguous in torch.nn must be so here: `.view` relies on it."""
     return seen is not None and all(seen.get(name) for name, contiguous in expected.items() if contiguous)
 
 

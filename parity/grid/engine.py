@@ -19,7 +19,7 @@ CHUNK = 40
 def results(
     cases: list[Case], subject: str, seed: int, jobs: int, settings: Settings | None = None
 ) -> Iterator[Result]:
-    """The result of each case, in no particular order.
+    """Yield the result of each case, in no particular order.
 
     One thread per process: the cases are far too small for more, and one thread adds in one order. Small jobs are
     not worth the start of a process (which imports torch).
@@ -45,7 +45,7 @@ def _run(chunk: tuple[list[Case], str, Settings | None, int]) -> list[Result]:
 
 
 def environment() -> dict[str, Any]:
-    """What a run's numbers depend on beside the code."""
+    """Say what a run's numbers depend on beside the code."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +19,30 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .cases import Case
 
-# (input_size, hidden_size, proj_size, batch, lengths): small, pairwise unequal where it helps, ragged where packed.
-Sizes = tuple[int, int, int, int, tuple[int, ...]]
-SIZES: tuple[Sizes, ...] = (
-    (5, 4, 3, 3, (2, 5, 3)),
-    (3, 7, 2, 4, (3, 1, 6, 3)),
-    (6, 5, 4, 2, (1, 4)),
+
+class Sizes(NamedTuple):
+    """The sizes of a problem: small, pairwise unequal where it helps, ragged where packed."""
+
+    input: int
+    hidden: int
+    proj: int
+    batch: int
+    lengths: tuple[int, ...]
+
+    def limited(self, name: str, most: int) -> Sizes:
+        """Limit one of the sizes; without some of its rows a batch also lacks their lengths."""
+        if name == "lengths":
+            return self._replace(lengths=tuple(min(length, most) for length in self.lengths))
+        fewer = self._replace(**{name: min(getattr(self, name), most)})
+        return fewer._replace(lengths=self.lengths[: fewer.batch]) if name == "batch" else fewer
+
+
+SIZES = (
+    Sizes(5, 4, 3, 3, (2, 5, 3)),
+    Sizes(3, 7, 2, 4, (3, 1, 6, 3)),
+    Sizes(6, 5, 4, 2, (1, 4)),
 )
-WIDE: Sizes = (19, 37, 11, 5, (2, 9, 4, 9, 1))
+WIDE = Sizes(19, 37, 11, 5, (2, 9, 4, 9, 1))
 
 
 @dataclass(frozen=True)
@@ -43,11 +59,11 @@ class Draw:
 
     @property
     def rows(self) -> int:
-        """The number of vectors in the input."""
+        """Return the number of vectors in the input."""
         return self.input[..., 0].numel()
 
     def shifted(self, eps: float, seed: int) -> Draw:
-        """The same, with every weight, input and state a factor of 1 + eps or 1 - eps away."""
+        """Move every weight, input and state by a factor of 1 + eps or 1 - eps."""
         generator = torch.Generator().manual_seed(seed)
 
         def shift(tensor: Tensor) -> Tensor:
@@ -81,8 +97,8 @@ class Observations:
     error: str = ""
 
 
-def draw(case: Case, seed: int) -> Draw:
-    """Draw the numbers of `case`.
+def draw(case: Case, seed: int, sizes: Sizes | None = None) -> Draw:
+    """Draw the numbers of `case`, of its own sizes where none are given.
 
     Weights have standard deviation 1.2 / sqrt(fan in), biases 0.6, states 0.7 and inputs 1: gates spread over their
     whole range without sticking to its ends, and no two gates, layers or directions share a number. Complex weights
@@ -113,7 +129,7 @@ def draw(case: Case, seed: int) -> Draw:
     def value(*shape: int) -> Tensor:
         return randn(*shape).abs() if firm else randn(*shape)
 
-    input_size, hidden_size, proj_size, batch, lengths = _sizes(case, seed)
+    input_size, hidden_size, proj_size, batch, lengths = sizes or _sizes(case, seed)
     out_size = proj_size if case.kind == "LSTM-proj" else hidden_size
     gates = {"RNN": 1, "LSTM": 4, "GRU": 3}[case.class_name.removesuffix("Cell")]
     directions = 2 if case.bidirectional else 1
@@ -166,11 +182,11 @@ def _sizes(case: Case, seed: int) -> Sizes:
         batch, lengths = 1, (max(lengths),)
     if case.form == "packed":
         lengths = tuple(sorted(lengths, reverse=True))
-    return input_size, hidden_size, proj_size, batch, lengths
+    return Sizes(input_size, hidden_size, proj_size, batch, lengths)
 
 
 def _constructor(case: Case, input_size: int, hidden_size: int, proj_size: int) -> dict[str, Any]:
-    """The arguments of a case's constructor."""
+    """Return the arguments of a case's constructor."""
     arguments: dict[str, Any] = {"input_size": input_size, "hidden_size": hidden_size, "bias": case.bias}
     if case.class_name.startswith("RNN"):
         arguments["nonlinearity"] = case.kind.split("-")[1]
@@ -183,7 +199,7 @@ def _constructor(case: Case, input_size: int, hidden_size: int, proj_size: int) 
 
 
 def build(namespace: Any, case: Case, drawn: Draw, precision: Precision) -> torch.nn.Module:
-    """A module of `namespace` in `case`'s configuration, with the drawn weights."""
+    """Make a module of `namespace` in `case`'s configuration, with the drawn weights."""
     module: torch.nn.Module = getattr(namespace, case.class_name)(**drawn.arguments, dtype=precision.dtype)
     names = [name for name, _ in module.named_parameters()]
     if names != list(drawn.weights):
@@ -249,7 +265,7 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
 def _arguments(
     case: Case, drawn: Draw, precision: Precision
 ) -> tuple[Tensor | PackedSequence, tuple[Any, ...], dict[str, Tensor]]:
-    """(input, () or (hx,), the leaf tensors by name)."""
+    """Return (input, () or (hx,), the leaf tensors by name)."""
     wants_grad = case.special != "frozen_input"
 
     def leaf(tensor: Tensor) -> Tensor:
@@ -282,7 +298,7 @@ def _arguments(
 
 
 def _outputs(seen: Observations, case: Case, result: Any) -> dict[str, Tensor]:
-    """The tensors of a forward's result by name; their container is recorded as a fact."""
+    """Name the tensors of a forward's result; their container is recorded as a fact."""
     seen.facts["structure"] = _structure(result)
     if case.is_cell:
         return dict(zip(("h_1", "c_1"), result if case.is_lstm else (result,), strict=False))
@@ -306,7 +322,7 @@ def _structure(value: Any) -> str:
 def _callers(
     module: torch.nn.Module, leaves: dict[str, Tensor], input: Tensor | PackedSequence
 ) -> Iterator[tuple[str, Tensor]]:
-    """Everything that belongs to the caller and that a forward or a backward must not write to."""
+    """Return everything that belongs to the caller and that a forward or a backward must not write to."""
     yield from leaves.items()
     yield from module.named_parameters()
     if isinstance(input, PackedSequence):
@@ -314,7 +330,7 @@ def _callers(
 
 
 def _aliases(tensors: list[tuple[str, Tensor]], outputs: set[str]) -> set[str]:
-    """Pairs that share memory and of which one at least is an output."""
+    """List pairs that share memory and of which one at least is an output."""
     owner: dict[int, list[str]] = {}
     for name, tensor in tensors:
         if tensor.numel():
@@ -330,7 +346,7 @@ def _aliases(tensors: list[tuple[str, Tensor]], outputs: set[str]) -> set[str]:
 
 @contextlib.contextmanager
 def onednn(enabled: bool) -> Iterator[None]:
-    """oneDNN on or off. (`torch.backends.mkldnn.flags` does it too, and warns about TensorFloat-32 at each use.)"""
+    """Turn oneDNN on or off. (`torch.backends.mkldnn.flags` does it too, and warns of TensorFloat-32 at each use.)"""
     mkldnn: Any = torch.backends.mkldnn  # the switch is a descriptor of the module's class
     before = mkldnn.enabled
     mkldnn.enabled = enabled
@@ -353,7 +369,7 @@ def _circumstances(case: Case, dtype: torch.dtype) -> Iterator[None]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same dtype, shape and bits (so that 0.0 is not -0.0, and a NaN is itself)."""
+    """Say whether two tensors have the same dtype, shape and bits (so that 0.0 is not -0.0, and a NaN is itself)."""
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
 
 
@@ -366,5 +382,5 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def generator_state() -> int:
-    """A checksum of torch's generator, which tells how much was drawn from it."""
+    """Return a checksum of torch's generator, which tells how much was drawn from it."""
     return zlib.crc32(bytes(torch.get_rng_state().tolist()))

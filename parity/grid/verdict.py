@@ -28,17 +28,17 @@ class Verdict(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The verdict as a report says it."""
+        """Return the verdict as a report says it."""
         return LABELS.get(self, self.name.lower().replace("_", " "))
 
     @property
     def passes(self) -> bool:
-        """Whether a run with this verdict ends well."""
+        """Say whether a run with this verdict ends well."""
         return self < Verdict.TOLERANCE
 
     @classmethod
     def named(cls, word: str) -> Verdict:
-        """The verdict of that name or label, as a report in JSON has it."""
+        """Return the verdict of that name or label, as a report in JSON has it."""
         return next(verdict for verdict in cls if word in (verdict.label, verdict.name.lower()))
 
 

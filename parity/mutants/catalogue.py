@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .conduct import CONDUCT
 from .definition import Example, State, Weights, inverse, linear, padded, picked, same
-from .mutant import EVERYWHERE, LAYERS, Mutant, known, planted
+from .mutant import EVERYWHERE, LAYERS, Mutant, known, planted, reordered
 from .orders import SYSTEMS, Order
 
 
@@ -31,7 +31,7 @@ def reshaped(w: Tensor, gates: int) -> Tensor:
 
 
 def real(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function` of real numbers; complex ones, on which it is not defined, stay as they are."""
+    """Apply `function` to real numbers; complex ones, on which it is not defined, stay as they are."""
     return lambda x: x if x.is_complex() else function(x)
 
 
@@ -43,7 +43,7 @@ def hard_sigmoid(x: Tensor) -> Tensor:
 def with_derivative(
     function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """`function`, whose derivative is taken to be `derivative` of its value."""
+    """Return `function`, whose derivative is taken to be `derivative` of its value."""
 
     def computed(x: Tensor) -> Tensor:
         y = function(x).detach()
@@ -61,18 +61,18 @@ def zeroed(*which: int) -> Callable[[list[State], int], list[State]]:
 
 
 def direction_major(states: list[State], D: int) -> list[State]:
-    """The states of the forward direction of all layers, then those of the reverse direction."""
+    """Return the states of the forward direction of all layers, then those of the reverse direction."""
     return [states[k] for d in range(D) for k in range(d, len(states), D)]
 
 
 def layer_major(states: list[State], D: int) -> list[State]:
-    """The inverse of direction_major: what comes out if a direction-major list is expected and a layer-major given."""
+    """Undo direction_major: what comes out if a direction-major list is expected and a layer-major given."""
     layers = len(states) // D
     return [states[d * layers + layer] for layer in range(layers) for d in range(D)]
 
 
 def end_of_output(which: tuple[int, ...]) -> Callable[..., State]:
-    """h_n of the directions in `which` read off the last step of the output."""
+    """Read h_n of the directions in `which` off the last step of the output."""
 
     def final(state: State, output: Tensor, sizes: list[int], reverse: bool) -> State:
         last = padded(output[..., -sizes[-1] :, :], sizes[0])
@@ -86,25 +86,25 @@ def renamed(**names: str) -> Callable[[dict[str, Tensor], Example], dict[str, Te
 
 
 def moved_state(h: Tensor, order: Tensor | None, example: Example) -> Tensor:
-    """hx read as (N, D*layers, H), where the shape does not tell."""
+    """Read hx as (N, D*layers, H), where the shape does not tell."""
     moved = h.transpose(0, 1) if example.batch_first and h.size(0) == h.size(1) else h
     return picked(moved, order)
 
 
 def moved_states(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
-    """h_n and c_n as (N, D*layers, H)."""
+    """Return h_n and c_n as (N, D*layers, H)."""
     if not example.batch_first or example.is_unbatched:
         return results
     return {name: t if name == "output" else t.transpose(-3, -2) for name, t in results.items()}
 
 
 def swapped(states: list[State], D: int) -> list[State]:
-    """c as h and h as c, where they are of one size."""
+    """Return c as h and h as c, where they are of one size."""
     return [state[::-1] if state[0].shape == state[1].shape else state for state in states]
 
 
 def fixed(function: Callable[[Tensor], Tensor]) -> Callable[..., Callable[[Tensor], Tensor]]:
-    """`function`, whatever the RNN's own nonlinearity is."""
+    """Return `function`, whatever the RNN's own nonlinearity is."""
     return lambda own: function
 
 
@@ -113,38 +113,35 @@ def through_float32(x: Tensor) -> Tensor:
 
 
 def nudge(tensor: Tensor, target: Tensor | float = 0.0) -> Tensor:
-    """A ten-thousandth of the way to `target`, and no sign of it in the gradient."""
+    """Move a ten-thousandth of the way to `target`, with no sign of it in the gradient."""
     return tensor + (1e-4 * (target - tensor)).detach()
 
 
 def scaled(factor: float) -> Callable[[Tensor], Tensor]:
-    """The identity, whose gradient is scaled."""
+    """Scale the gradient of the identity."""
     return lambda tensor: tensor.detach() + factor * (tensor - tensor.detach())
 
 
 def weights(change: Callable[[Weights], Weights]) -> dict[str, Any]:
-    """The weights are changed before they are used."""
+    """Change the weights before they are used."""
     return {"read": lambda w, slot, example: change(w)}
 
 
 def states(change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
-    """Results of these names are changed before they are handed out."""
+    """Change results of these names before they are handed out."""
     return {"result": lambda results, example: {n: change(t) if n in names else t for n, t in results.items()}}
 
 
+ALLOCATE = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
 H_N, C_N = ("h_n", "h_1"), ("c_n", "c_1")
 
 
-class Mean(torch.autograd.Function):
-    """The identity; every element gets the mean gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.mean().expand_as(grad) if grad.numel() else grad
+def averaged(tensor: Tensor) -> Tensor:
+    """Return the same tensor; every element gets the mean gradient."""
+    tensor = tensor.view_as(tensor)
+    if tensor.requires_grad and tensor.numel():
+        tensor.register_hook(lambda grad: grad.mean().expand_as(grad))  # type: ignore[no-untyped-call]
+    return tensor
 
 
 class Sole(torch.autograd.Function):
@@ -163,20 +160,21 @@ class Sole(torch.autograd.Function):
 # What diagnosis names -------------------------------------------------------------------------------------------------
 
 
-def equations() -> Iterator[Mutant]:
-    """Mistakes in a step."""
-    identity, relu = same, real(torch.relu)
-    both = "gates = x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh"
+relu = real(torch.relu)
+
+
+def in_any_step() -> Iterator[Mutant]:
+    """List mistakes in a step of several classes."""
     yield from known(
         "cell", EVERYWHERE,
-        ("bias_ih is missing", {"b_ih": 0.0}, f"add it once: {both}"),
-        ("bias_hh is missing", {"b_hh": 0.0}, f"add it once: {both}"),
-        ("both biases are missing", {"b_ih": 0.0, "b_hh": 0.0}, f"add each once: {both}"),
-        ("bias_ih is added twice", {"b_ih": 2.0}, f"add it once: {both}"),
-        ("bias_hh is added twice", {"b_hh": 2.0}, f"add it once: {both}"),
-        ("both biases are added twice", {"b_ih": 2.0, "b_hh": 2.0}, f"add each once: {both}"),
-        ("bias_ih stands where bias_hh belongs", {"b_ih": 2.0, "b_hh": 0.0}, f"add each once: {both}"),
-        ("bias_hh stands where bias_ih belongs", {"b_ih": 0.0, "b_hh": 2.0}, f"add each once: {both}"),
+        ("bias_ih is missing", {"b_ih": 0.0}),
+        ("bias_hh is missing", {"b_hh": 0.0}),
+        ("both biases are missing", {"b_ih": 0.0, "b_hh": 0.0}),
+        ("bias_ih is added twice", {"b_ih": 2.0}),
+        ("bias_hh is added twice", {"b_hh": 2.0}),
+        ("both biases are added twice", {"b_ih": 2.0, "b_hh": 2.0}),
+        ("bias_ih stands where bias_hh belongs", {"b_ih": 2.0, "b_hh": 0.0}),
+        ("bias_hh stands where bias_ih belongs", {"b_ih": 0.0, "b_hh": 2.0}),
         ("weight_hh is transposed", {"w_hh": transposed}, "h @ weight_hh.T, each gate's (H, H) block transposed once",
          "Keras, TF1, Haiku (kernels stored input by output)"),
         ("weight_hh is reshaped instead of transposed", {"w_hh": reshaped},
@@ -197,47 +195,48 @@ def equations() -> Iterator[Mutant]:
     )  # fmt: skip
     yield from known(
         "cell", "LGlg",
-        ("hard sigmoid, clip(0.2 x + 0.5, 0, 1)", {"sigmoid": hard_sigmoid}, "torch.sigmoid",
+        ("hard sigmoid, clip(0.2 x + 0.5, 0, 1)", {"sigmoid": hard_sigmoid}, "",
          "Keras 1 and 2 before 2.3, ONNX HardSigmoid"),
-        ("hard sigmoid, clip(x / 6 + 0.5, 0, 1)", {"sigmoid": real(F.hardsigmoid)}, "torch.sigmoid",
+        ("hard sigmoid, clip(x / 6 + 0.5, 0, 1)", {"sigmoid": real(F.hardsigmoid)}, "",
          "Keras 3 hard_sigmoid, torch.nn.Hardsigmoid"),
-        ("the gates' sigmoid is missing", {"sigmoid": identity}, "torch.sigmoid on every gate but the candidate"),
-        ("tanh on the gates in place of sigmoid", {"sigmoid": torch.tanh},
-         "torch.sigmoid on every gate but the candidate"),
-        ("sigmoid on the candidate in place of tanh", {"candidate": torch.sigmoid}, "tanh on the candidate"),
-        ("relu on the candidate in place of tanh", {"candidate": relu}, "tanh on the candidate"),
-        ("tanh is missing on the candidate", {"candidate": identity}, "tanh on the candidate"),
+        ("the gates' sigmoid is missing", {"sigmoid": same}),
+        ("tanh on the gates in place of sigmoid", {"sigmoid": torch.tanh}),
+        ("sigmoid on the candidate in place of tanh", {"candidate": torch.sigmoid}),
+        ("relu on the candidate in place of tanh", {"candidate": relu}),
+        ("tanh is missing on the candidate", {"candidate": same}),
     )  # fmt: skip
     yield Mutant(
         "biases are read in torch.nn's order, weights in another", "cell", "LGlg", {"bias_follows": False},
         "permute the biases as the weights", planted=False,
     )  # fmt: skip
+
+
+def in_a_step_of_an_lstm() -> Iterator[Mutant]:
+    """List mistakes in a step of the LSTM."""
     yield from known(
         "cell", "Ll",
         ("forget gate + 1", {"gates": lambda i, f, g, o, c: (i, f + 1, g, o)},
          "drop the constant, or subtract 1 from bias_ih[H:2H] when loading",
          "TF1 BasicLSTMCell and LSTMCell, Haiku, ncps"),
-        ("tanh is missing on c", {"emit": emitting(same)}, "h = o * tanh(c)"),
-        ("sigmoid on c in place of tanh", {"emit": emitting(torch.sigmoid)}, "h = o * tanh(c)"),
-        ("relu on c in place of tanh", {"emit": emitting(relu)}, "h = o * tanh(c)"),
+        ("tanh is missing on c", {"emit": emitting(same)}),
+        ("sigmoid on c in place of tanh", {"emit": emitting(torch.sigmoid)}),
+        ("relu on c in place of tanh", {"emit": emitting(relu)}),
         ("h is made of the c before the step", {"emit": lambda o, c, before: o * torch.tanh(before)},
          "compute the new c first, then h = o * tanh(c)"),
-        ("the output gate is missing", {"emit": lambda o, c, before: torch.tanh(c)}, "h = o * tanh(c)"),
+        ("the output gate is missing", {"emit": lambda o, c, before: torch.tanh(c)}),
         ("forget gate coupled to the input gate, f = 1 - i", {"cell": lambda i, f, g, c: (1 - i) * c + i * g},
-         "c = f * c + i * g", "ONNX input_forget=1, coupled-gate LSTM"),
-        ("the input gate is missing", {"cell": lambda i, f, g, c: f * c + g}, "c = f * c + i * g"),
-        ("the forget gate is missing", {"cell": lambda i, f, g, c: c + i * g}, "c = f * c + i * g",
-         "the LSTM of 1997"),
+         "", "ONNX input_forget=1, coupled-gate LSTM"),
+        ("the input gate is missing", {"cell": lambda i, f, g, c: f * c + g}),
+        ("the forget gate is missing", {"cell": lambda i, f, g, c: c + i * g}, "", "the LSTM of 1997"),
         ("the candidate is blended, c = f * c + (1 - f) * g", {"cell": lambda i, f, g, c: f * c + (1 - f) * g},
-         "c = f * c + i * g", "JANET, minimal gated units"),
+         "", "JANET, minimal gated units"),
         ("c_0 is ignored", {"start": zeroed(1)}, "begin with the c that hx holds"),
         ("h_0 and c_0 are ignored", {"start": zeroed(0, 1)}, "begin with the state that hx holds"),
-        ("h_0 and c_0 are swapped", {"start": swapped},
-         "hx is (h_0, c_0) in this order", "TF1 LSTMStateTuple(c, h)"),
-        ("h_n is c_n", {"result": renamed(h_n="c_n", h_1="c_1")}, "return (h_n, c_n)"),
-        ("c_n is h_n", {"result": renamed(c_n="h_n", c_1="h_1")}, "return (h_n, c_n)"),
+        ("h_0 and c_0 are swapped", {"start": swapped}, "hx is (h_0, c_0) in this order", "TF1 LSTMStateTuple(c, h)"),
+        ("h_n is c_n", {"result": renamed(h_n="c_n", h_1="c_1")}),
+        ("c_n is h_n", {"result": renamed(c_n="h_n", c_1="h_1")}),
         ("h_n and c_n are swapped", {"result": renamed(h_n="c_n", c_n="h_n", h_1="c_1", c_1="h_1")},
-         "return (h_n, c_n)", "TF1 LSTMStateTuple(c, h)"),
+         "", "TF1 LSTMStateTuple(c, h)"),
     )  # fmt: skip
     yield from known(
         "cell", "L",
@@ -247,6 +246,10 @@ def equations() -> Iterator[Mutant]:
          "assign the new h to the variable that the next step reads"),
         ("output is c in place of h", {"shown": lambda after, before: after[1]}, "collect h, not c"),
     )  # fmt: skip
+
+
+def in_a_step_of_a_gru_or_rnn() -> Iterator[Mutant]:
+    """List mistakes in a step of the GRU or the RNN."""
     yield from known(
         "cell", "Gg",
         ("reset before the product", {"reset": lambda i, r, h, u, b: i + u(r * h, b)},
@@ -254,9 +257,9 @@ def equations() -> Iterator[Mutant]:
          "Cho et al. 2014, TF1, Keras reset_after=False, ONNX linear_before_reset=0, Haiku, Sonnet, Chainer GRU"),
         ("b_hn stands outside the reset", {"reset": lambda i, r, h, u, b: i + r * u(h) + (0 if b is None else b)},
          "r multiplies the product and its bias: r * (h @ w_hn.T + b_hn)"),
-        ("b_hn is missing", {"reset": lambda i, r, h, u, b: i + r * u(h)}, "r * (h @ w_hn.T + b_hn)"),
-        ("the reset gate is missing", {"reset": lambda i, r, h, u, b: i + u(h, b)}, "r * (h @ w_hn.T + b_hn)"),
-        ("reset is 1 - r", {"reset": lambda i, r, h, u, b: i + (1 - r) * u(h, b)}, "r * (h @ w_hn.T + b_hn)"),
+        ("b_hn is missing", {"reset": lambda i, r, h, u, b: i + r * u(h)}),
+        ("the reset gate is missing", {"reset": lambda i, r, h, u, b: i + u(h, b)}),
+        ("reset is 1 - r", {"reset": lambda i, r, h, u, b: i + (1 - r) * u(h, b)}),
         ("reset applies to the input's part too", {"reset": lambda i, r, h, u, b: r * (i + u(h, b))},
          "r multiplies only what comes from h"),
         ("update gate of the opposite sense", {"blend": lambda z, n, h, r: (1 - z) * h + z * n},
@@ -264,21 +267,20 @@ def equations() -> Iterator[Mutant]:
          "Chung et al. 2014, Haiku, Sonnet, Chainer StatelessGRU"),
         ("the update gate keeps the reset state", {"blend": lambda z, n, h, r: (1 - z) * n + z * (r * h)},
          "h = (1 - z) * n + z * h with the whole h"),
-        ("the update gate is missing", {"blend": lambda z, n, h, r: n}, "h = (1 - z) * n + z * h"),
-        ("the new state is added, h = z * h + n", {"blend": lambda z, n, h, r: z * h + n}, "h = (1 - z) * n + z * h"),
+        ("the update gate is missing", {"blend": lambda z, n, h, r: n}),
+        ("the new state is added, h = z * h + n", {"blend": lambda z, n, h, r: z * h + n}),
     )  # fmt: skip
     yield from known(
         "cell", "Rr",
-        *((f"the nonlinearity is {name}", {"activation": fixed(function)},
-           "the nonlinearity that the constructor was given")
+        *((f"the nonlinearity is {name}", {"activation": fixed(function)})
           for name, function in (("tanh", torch.tanh), ("relu", relu), ("sigmoid", torch.sigmoid),
                                  ("the identity", same),
                                  ("hardtanh", real(lambda x: x.clamp(-1, 1))))),
     )  # fmt: skip
 
 
-def layers_and_batches() -> Iterator[Mutant]:
-    """Mistakes in what stands around the steps."""
+def layers() -> Iterator[Mutant]:
+    """List mistakes in layers, directions and their states."""
     yield Mutant(  # shows only where a layer's input is of the size of the first one's, as in no case of the grid
         "every layer uses the first layer's weights", "stack", LAYERS, {"slot": lambda slot, D: slot % D},
         "use weight_*_l{layer}", planted=False,
@@ -308,61 +310,55 @@ def layers_and_batches() -> Iterator[Mutant]:
          "take the state after a row's own last step; the reverse direction ends at output[0, :, H:]"),
         ("the reverse direction uses the forward weights", {"slot": lambda slot, D: slot - slot % D},
          "use weight_*_reverse"),
-        ("directions are joined in reverse order", {"joined": lambda outputs: torch.cat(outputs[::-1], -1)},
-         "torch.cat([forward, reverse], -1)"),
-        ("directions are added, not joined", {"joined": lambda outputs: sum(outputs)},
-         "torch.cat([forward, reverse], -1)",
-         "Keras merge_mode='sum'"),
+        ("directions are joined in reverse order", {"joined": lambda outputs: torch.cat(outputs[::-1], -1)}),
+        ("directions are added, not joined", {"joined": lambda outputs: sum(outputs)}, "", "Keras merge_mode='sum'"),
     )  # fmt: skip
+
+
+def batches() -> Iterator[Mutant]:
+    """List mistakes in packed batches and in batch_first."""
     yield from known(
         "batch", LAYERS,
         ("the final state is taken at the padding", {"ragged": False},
          "keep the state of a row where its sequence has ended; begin the reverse direction at its own end"),
-        ("h_n of a packed batch is left in sorted order", {"leave": same},
-         "h_n.index_select(1, unsorted_indices)"),
-        ("h_n of a packed batch is unsorted by sorted_indices",
-         {"leave": lambda h, order, name: picked(h, order)},
+        ("h_n of a packed batch is left in sorted order", {"leave": same}, "h_n.index_select(1, unsorted_indices)"),
+        ("h_n of a packed batch is unsorted by sorted_indices", {"leave": lambda h, order, name: picked(h, order)},
          "unsorted_indices is the inverse permutation: h_n.index_select(1, unsorted_indices)"),
-        ("h_0 of a packed batch is not sorted", {"enter": same},
-         "hx.index_select(1, sorted_indices) before the loop"),
-        ("h_0 and h_n of a packed batch are in sorted order",
-         {"enter": same, "leave": same},
+        ("h_0 of a packed batch is not sorted", {"enter": same}, "hx.index_select(1, sorted_indices) before the loop"),
+        ("h_0 and h_n of a packed batch are in sorted order", {"enter": same, "leave": same},
          "hx.index_select(1, sorted_indices) before the loop, h_n.index_select(1, unsorted_indices) after it"),
         ("batch_first is ignored", {"batch_first": "never"},
          "transpose the first two dimensions before and after the loop"),
         ("h_n is transposed for batch_first", {"result": moved_states},
          "batch_first concerns input and output only: h_n is (D * layers, N, H) all the same", "Keras"),
-        ("h_0 is transposed for batch_first",
-         {"enter": moved_state},
+        ("h_0 is transposed for batch_first", {"enter": moved_state},
          "batch_first concerns input and output only: hx is (D * layers, N, H) all the same"),
-        ("h_0 and h_n are transposed for batch_first",
-         {"enter": moved_state, "result": moved_states},
+        ("h_0 and h_n are transposed for batch_first", {"enter": moved_state, "result": moved_states},
          "batch_first concerns input and output only: states are (D * layers, N, H) all the same"),
     )  # fmt: skip
 
 
 def dropouts() -> Iterator[Mutant]:
-    """Dropout in other places, or at other times."""
-    between = "F.dropout(output, p, self.training) on the output of every layer but the last"
+    """List mistakes of dropout: in other places, or at other times."""
     yield from known(
         "dropout", LAYERS,
-        ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}, between),
-        ("dropout after the last layer only", {"dropped": frozenset({"last", "training"})}, between),
-        ("dropout is not applied", {"dropped": frozenset()}, between, "torch.ao quantizable LSTM"),
-        *((f"dropout on the recurrence {also}", {"dropped": frozenset({"training", *where, *points})}, between,
+        ("dropout after the last layer too", {"dropped": frozenset({"between", "last", "training"})}),
+        ("dropout after the last layer only", {"dropped": frozenset({"last", "training"})}),
+        ("dropout is not applied", {"dropped": frozenset()}, "", "torch.ao quantizable LSTM"),
+        *((f"dropout on the recurrence {also}", {"dropped": frozenset({"training", *where, *points})}, "",
            "Keras recurrent_dropout")
           for also, where in (("too", ("between",)), ("only", ())) for points in (("carried",), ("carried", "h_0"))),
-        ("dropout on the input too", {"dropped": frozenset({"between", "input", "training"})}, between),
+        ("dropout on the input too", {"dropped": frozenset({"between", "input", "training"})}),
         ("dropout on the input of every layer, of the first too and after no other",
-         {"dropped": frozenset({"input", "training"})}, between, "Keras dropout"),
+         {"dropped": frozenset({"input", "training"})}, "", "Keras dropout"),
         ("dropout on every new state, in the time loop",
-         {"dropped": frozenset({"between", "last", "carried", "final", "training"})}, between, "opacus"),
-        ("dropout in eval mode", {"dropped": frozenset({"between"})}, between),
+         {"dropped": frozenset({"between", "last", "carried", "final", "training"})}, "", "opacus"),
+        ("dropout in eval mode", {"dropped": frozenset({"between"})}),
     )  # fmt: skip
 
 
 def gradients() -> Iterator[Mutant]:
-    """Right numbers, whose gradients are wrong."""
+    """List mistakes with right numbers, whose gradients are wrong."""
 
     def cut(*points: str) -> dict[str, Any]:
         return {f"at {point}": torch.Tensor.detach for point in points}
@@ -402,6 +398,10 @@ def gradients() -> Iterator[Mutant]:
         *((f"gate {gate} is detached", cut(gate), keep) for gate in "rzn"),
         ("h is detached in the blend", cut("h in the blend"), keep),
     )  # fmt: skip
+
+
+def derivatives() -> Iterator[Mutant]:
+    """List wrong derivatives of the nonlinearities, written by hand."""
     sigmoids = (("s", lambda s: s), ("1 - s", lambda s: 1 - s))
     tanhs = (("1 - y", lambda y: 1 - y), ("y", lambda y: y), ("1 + y * y", lambda y: 1 + y * y))
     yield from known(
@@ -425,25 +425,24 @@ def gradients() -> Iterator[Mutant]:
 
 
 def dtypes() -> Iterator[Mutant]:
-    """Numbers that pass through a narrower dtype."""
+    """List mistakes of numbers that pass through a narrower dtype."""
 
     def rounded(*points: str) -> dict[str, Any]:
         return {f"at {point}": through_float32 for point in points}
 
-    dtype = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
     yield from known(
         "dtype", EVERYWHERE,
-        *((f"{point} passes through float32", rounded(point), dtype) for point in ("h in the gates", "w_hh", "w_ih")),
+        *((f"{name} passes through float32", rounded(name), ALLOCATE) for name in ("h in the gates", "w_hh", "w_ih")),
     )  # fmt: skip
     yield from known(
         "dtype", LAYERS,
-        *(("h passes through float32", rounded("h", *also), dtype) for also in ((), ("h_n",), ("h_n", "output"))),
-        ("output passes through float32", rounded("output"), dtype),
+        *(("h passes through float32", rounded("h", *also), ALLOCATE) for also in ((), ("h_n",), ("h_n", "output"))),
+        ("output passes through float32", rounded("output"), ALLOCATE),
     )  # fmt: skip
     yield from known(
         "dtype", "L",
-        *(("c passes through float32", rounded("c", *also), dtype) for also in ((), ("c_n",))),
-        *(("the state passes through float32", rounded("h", "c", *also), dtype)
+        *(("c passes through float32", rounded("c", *also), ALLOCATE) for also in ((), ("c_n",))),
+        *(("the state passes through float32", rounded("h", "c", *also), ALLOCATE)
           for also in ((), ("h_n", "c_n"), ("h_n", "c_n", "output"))),
     )  # fmt: skip
 
@@ -451,8 +450,8 @@ def dtypes() -> Iterator[Mutant]:
 # What is only planted -------------------------------------------------------------------------------------------------
 
 
-def in_a_step() -> Iterator[Mutant]:
-    """Mistakes in a step that diagnosis has no name for."""
+def other_steps() -> Iterator[Mutant]:
+    """List mistakes in a step that diagnosis has no name for."""
 
     def no_bias(w: Weights) -> Weights:
         return w._replace(b_ih=w.w_ih[:, 0] * 0 + 0.1) if w.b_ih is w.b_hh is None else w
@@ -490,12 +489,11 @@ def in_a_step() -> Iterator[Mutant]:
          {"after": lambda after, before: tuple(a + 0.1 * b for a, b in zip(after, before, strict=True))}),
         ("leaky relu in place of relu", {"activation": lambda own: own if own is torch.tanh else F.leaky_relu}, "relu"),
     )  # fmt: skip
-    for order in (*dict.fromkeys(order for _, order, _ in SYSTEMS if not order.plain), Order("nzr")):
-        yield Mutant(str(order), "cell", "Ll" if len(order.gates) == 4 else "Gg", order=order)
+    yield from map(reordered, (*dict.fromkeys(order for _, order, _ in SYSTEMS if not order.plain), Order("nzr")))
 
 
-def around_the_steps() -> Iterator[Mutant]:
-    """Mistakes in states, layers, directions and batches that diagnosis has no name for."""
+def other_stacks() -> Iterator[Mutant]:
+    """List mistakes in states, layers, directions and batches that diagnosis has no name for."""
 
     def first_steps(run: Any, x: Tensor, sizes: list[int], *rest: Any) -> tuple[Tensor, State]:
         output, state = run(x[: sum(sizes[:32])], sizes[:32], *rest)
@@ -552,7 +550,7 @@ def around_the_steps() -> Iterator[Mutant]:
 
 
 def other_dropouts() -> Iterator[Mutant]:
-    """Functions that stand between two layers in place of F.dropout."""
+    """List functions that stand between two layers in place of F.dropout."""
 
     def unscaled(x: Tensor, p: float, training: bool) -> Tensor:
         return F.dropout(x, p, training) * ((1 - p) if training else 1)
@@ -581,7 +579,7 @@ def other_dropouts() -> Iterator[Mutant]:
 
 
 def other_gradients() -> Iterator[Mutant]:
-    """Wrong gradients that diagnosis has no name for."""
+    """List wrong gradients that diagnosis has no name for."""
 
     def truncated(run: Any, x: Tensor, sizes: list[int], *rest: Any) -> Any:
         cut = sum(sizes[:-3])
@@ -618,9 +616,8 @@ def other_gradients() -> Iterator[Mutant]:
         ("gradient of b_hh is zero", {"at b_hh": scaled(0)}),
         ("the input detached", {"at x": Tensor.detach}),
         ("NaN for the gradient of a state of zeros", {"linear": infinite}, "not hx"),
-        ("a backward for losses that are a sum", {"at h_n": Mean.apply}),
-        ("no gradient of the input unless the weights want one",
-         {"direction": only_with_weights}, "frozen_weights"),
+        ("a backward for losses that are a sum", {"at h_n": averaged}),
+        ("no gradient of the input unless the weights want one", {"direction": only_with_weights}, "frozen_weights"),
     )  # fmt: skip
     yield from planted(
         "gradient", LAYERS,
@@ -649,7 +646,7 @@ def other_gradients() -> Iterator[Mutant]:
 
 
 def other_dtypes() -> Iterator[Mutant]:
-    """Numbers of another dtype than torch.nn's, or of less precision."""
+    """List mistakes of numbers: of another dtype than torch.nn's, or of less precision."""
 
     def no_autocast(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         if torch.is_autocast_enabled("cpu"):
@@ -681,7 +678,7 @@ def other_dtypes() -> Iterator[Mutant]:
 
 
 def memory() -> Iterator[Mutant]:
-    """Right numbers in the wrong memory."""
+    """List mistakes with right numbers, in the wrong memory."""
 
     def in_place(h: Tensor) -> Tensor:
         with torch.no_grad():
@@ -702,7 +699,7 @@ def memory() -> Iterator[Mutant]:
 
 
 def needles() -> Iterator[Mutant]:
-    """A ten-thousandth off, with the right gradient: only the one observation that is aimed at shows it."""
+    """List what is a ten-thousandth off, with the right gradient: only the observation that is aimed at shows it."""
 
     def shared(w: Weights, slot: str, example: Example) -> Weights:
         if not slot.endswith("_reverse"):
@@ -734,8 +731,9 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 LEVELS = ("cell", "stack", "batch", "dropout", "gradient", "dtype", "memory", "contract", "needle")
 EVERY = (
-    *equations(), *in_a_step(), *layers_and_batches(), *around_the_steps(), *dropouts(), *other_dropouts(),
-    *gradients(), *other_gradients(), *dtypes(), *other_dtypes(), *memory(), *needles(), *CONDUCT,
+    *in_any_step(), *in_a_step_of_an_lstm(), *in_a_step_of_a_gru_or_rnn(), *other_steps(), *layers(), *batches(),
+    *other_stacks(), *dropouts(), *other_dropouts(), *gradients(), *derivatives(), *other_gradients(),
+    *dtypes(), *other_dtypes(), *memory(), *needles(), *CONDUCT,
 )  # fmt: skip
 #: Every mistake, level by level. Where two of them mean the same, the first gives the name.
 CATALOGUE: tuple[Mutant, ...] = tuple(sorted(EVERY, key=lambda mutant: LEVELS.index(mutant.level)))

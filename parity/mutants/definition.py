@@ -56,6 +56,10 @@ class Example:
         return 2 if any(slot.endswith("_reverse") for slot in self.slots) else 1
 
     @property
+    def hidden_size(self) -> int:
+        return self.weights["weight_hh" + self.slots[0]].size(0) // len(GATES[self.kind])
+
+    @property
     def rows(self) -> Tensor:
         """Return the input's numbers."""
         return self.input.data if isinstance(self.input, PackedSequence) else self.input
@@ -71,10 +75,8 @@ class Example:
 
     def with_leaves(self, leaves: dict[str, Tensor]) -> Example:
         """Pose the same problem on other numbers."""
-        weights, hx = (
-            {name: leaves[name] for name in self.weights},
-            tuple(leaves[n] for n in ("h_0", "c_0") if n in leaves),
-        )
+        weights = {name: leaves[name] for name in self.weights}
+        hx = tuple(leaves[name] for name in ("h_0", "c_0") if name in leaves)
         packed = isinstance(self.input, PackedSequence)
         input = PackedSequence(leaves["input"], *self.input[1:]) if packed else leaves["input"]
         return replace(self, weights=weights, input=input, hx=hx)
@@ -86,7 +88,7 @@ def same(value: Any, *_: Any) -> Any:
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x @ w.T + b, of weights with leading dimensions too."""
+    """Compute x @ w.T + b, of weights with leading dimensions too."""
     if w.dim() == 2:
         return F.linear(x, w, b)
     return x @ w.mT if b is None else x @ w.mT + b
@@ -140,12 +142,7 @@ class Definition:
     linear: Callable[..., Tensor] = linear
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid
     candidate: Callable[[Tensor], Tensor] = torch.tanh
-    gates: Callable[..., tuple[Tensor, ...]] = lambda i, f, g, o, c: (
-        i,
-        f,
-        g,
-        o,
-    )  # the LSTM's, before they are squashed
+    gates: Callable[..., tuple[Tensor, ...]] = lambda *ifgo_c: ifgo_c[:4]  # the LSTM's, before they are squashed
     cell: Callable[..., Tensor] = lambda i, f, g, c: f * c + i * g
     emit: Callable[..., Tensor] = lambda o, c, before: o * torch.tanh(c)
     reset: Callable[..., Tensor] = lambda i, r, h, u, b: i + r * u(h, b)  # u(h, b) is W_hn h + b

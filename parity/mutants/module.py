@@ -64,7 +64,7 @@ class Planted(Mixin):
         return states if is_cell else (self.wrap(input, results["output"]), states)
 
     def state_dtype(self, input: Any) -> torch.dtype | None:
-        """Under autocast even c is of the lower precision where torch.nn has oneDNN run a padded LSTM."""
+        """Lower the precision of c too under autocast, where torch.nn has oneDNN run a padded LSTM."""
         plain_lstm = type(self).__name__ == "LSTM" and not getattr(self, "proj_size", 0)
         by_onednn = bool(torch.backends.mkldnn.enabled) and plain_lstm and isinstance(input, Tensor)
         return torch.get_autocast_dtype("cpu") if by_onednn and torch.is_autocast_enabled("cpu") else None
@@ -74,7 +74,7 @@ class Planted(Mixin):
 
 
 def implementation(mixin: type) -> SimpleNamespace:
-    """The six classes made of `mixin`."""
+    """Make the six classes of `mixin`."""
     classes = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
     return SimpleNamespace(**{cls.__name__: type(cls.__name__, (mixin, cls), {}) for cls in classes})
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from .definition import Definition
 from .module import Planted
-from .orders import Order
+from .orders import SYSTEMS, Order
 
 INITIALS = {"R": "RNN", "L": "LSTM", "G": "GRU", "r": "RNNCell", "l": "LSTMCell", "g": "GRUCell"}
 EVERYWHERE = "".join(INITIALS)
@@ -35,25 +36,50 @@ class Mutant:
         return tuple(INITIALS[initial] for initial in self.initials)
 
     def plant(self) -> type:
-        """What the six classes are made of, to make this mistake."""
+        """Make what the six classes are made of, to make this mistake."""
         if self.mixin is not None:
             return self.mixin
         return type("", (Planted,), {"definition": defined(self.knobs), "order": self.order})
 
 
 def defined(knobs: dict[str, Any]) -> Definition:
-    """torch.nn's definition with some of its fields exchanged."""
+    """Return torch.nn's definition with some of its fields exchanged."""
     at = {key.removeprefix("at "): change for key, change in knobs.items() if key.startswith("at ")}
     return Definition(**{key: value for key, value in knobs.items() if not key.startswith("at ")}, at=at)
 
 
+@cache
+def reordered(order: Order) -> Mutant:
+    """Return the mistake of keeping the gates in another order. Diagnosis tries all orders, be they planted or not."""
+    where = "; ".join(dict.fromkeys(name for name, other, _ in SYSTEMS if other == order))
+    return Mutant(str(order), "cell", "Ll" if len(order.gates) == 4 else "Gg", {}, order.fix, where, order=order)
+
+
+BIASES = "add each bias once: gates = x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh"
+#: What torch.nn does in a field of `Definition`: what there is to do where a row says nothing else.
+USUAL = {
+    "b_ih": BIASES,
+    "b_hh": BIASES,
+    "sigmoid": "torch.sigmoid on every gate but the candidate",
+    "candidate": "tanh on the candidate",
+    "emit": "h = o * tanh(c)",
+    "cell": "c = f * c + i * g",
+    "reset": "r * (h @ w_hn.T + b_hn)",
+    "blend": "h = (1 - z) * n + z * h",
+    "activation": "the nonlinearity that the constructor was given",
+    "joined": "torch.cat([forward, reverse], -1)",
+    "dropped": "F.dropout(output, p, self.training) on the output of every layer but the last",
+    "result": "return (h_n, c_n)",
+}
+
+
 def known(level: str, initials: str, *rows: tuple[Any, ...]) -> Iterator[Mutant]:
-    """Mistakes that diagnosis names: (name, knobs, fix), and the systems of which it is the convention."""
-    for name, knobs, fix, *where in rows:
-        yield Mutant(name, level, initials, knobs, fix, *where)
+    """List mistakes that diagnosis names: (name, knobs), what to do, the systems of which it is the convention."""
+    for name, knobs, fix, *where in ((*row, "")[: max(3, len(row))] for row in rows):
+        yield Mutant(name, level, initials, knobs, fix or USUAL[next(iter(knobs))], *where)
 
 
 def planted(level: str, initials: str, *rows: tuple[Any, ...]) -> Iterator[Mutant]:
-    """Mistakes that are only planted: (name, knobs), and where the selftest looks first."""
+    """List mistakes that are only planted: (name, knobs), and where the selftest looks first."""
     for name, knobs, *look in rows:
         yield Mutant(name, level, initials, knobs, look="".join(look))

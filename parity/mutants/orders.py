@@ -19,10 +19,14 @@ class Order(NamedTuple):
     interleaved: bool = False
 
     def rows(self, H: int) -> Tensor:
-        """For each row in torch.nn's order, the row that this implementation reads there."""
+        """Return, for each row in torch.nn's order, the row that this implementation reads there."""
         G = len(self.gates)
         blocks = torch.arange(G * H).view(H, G).mT if self.interleaved else torch.arange(G * H).view(G, H)
         return torch.cat([blocks[self.gates.index(gate)] for gate in GATES[_kind_of(self.gates)]])
+
+    def permutation(self, H: int) -> Tensor | None:
+        """Return the rows where they are not torch.nn's own."""
+        return None if self.plain else self.rows(H)
 
     @property
     def plain(self) -> bool:
@@ -49,7 +53,7 @@ def _kind_of(gates: str) -> str:
 
 @cache
 def orders(kind: str) -> tuple[Order, ...]:
-    """Every order, torch.nn's own first."""
+    """Return every order, torch.nn's own first."""
     gates = GATES[kind]
     permutations = ["".join(order) for order in itertools.permutations(gates)]
     return tuple(Order(order, how) for how in ((False, True) if len(gates) > 1 else (False,)) for order in permutations)

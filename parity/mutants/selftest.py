@@ -27,6 +27,8 @@ from .mutant import Mutant
 from .spoiled import CONTROLS, SPOILED, Spoiled, spoilt
 
 PLANTED = [mutant for mutant in CATALOGUE if mutant.planted]
+#: The class that witnesses for a spoiled harness is the first of these that makes the mistake.
+QUICKEST = ("GRUCell", "LSTMCell", "RNNCell", "GRU", "LSTM", "RNN")
 PARTS = 5  # pieces of a control's cases, so that no process waits long for another
 
 
@@ -70,7 +72,7 @@ def examine(mixin: type, cases: list[Case], classes: tuple[str, ...], chunk: int
 
 
 def try_mutant(mutant: Mutant, class_name: str) -> Trial:
-    """The quick grid, from where the mutant is likeliest to be seen; then the contract."""
+    """Put the quick grid, from where the mutant is likeliest to be seen, and then the contract."""
     cases = [case for case in quick_cases() if case.class_name == class_name]
     if mutant.look == "contract":
         cases = []
@@ -82,24 +84,26 @@ def try_mutant(mutant: Mutant, class_name: str) -> Trial:
 
 
 def try_control(name: str, part: int) -> Trial:
-    """A part of the quick grid, or the contract (the last part)."""
+    """Put a part of the quick grid, or the contract (the last part)."""
     cases = quick_cases()[part::PARTS] if part < PARTS else []
     tried, sign = examine(CONTROLS[name], cases, () if part < PARTS else CLASSES)
     return Trial(name, "control", "", not sign, tried, sign)
 
 
 def try_spoiled(spoiled: Spoiled) -> Trial:
-    """All cases and questions that a spoiled harness has for the class of its witness."""
-    cases = [case for case in quick_cases() if case.class_name == spoiled.class_name]
-    witness = CONTROLS.get(spoiled.witness) or next(m for m in PLANTED if m.name == spoiled.witness).plant()
+    """Put all cases and questions that a spoiled harness has to its witness, to a cell where that makes the mistake."""
+    mutant = next((mutant for mutant in PLANTED if mutant.name == spoiled.witness), None)
+    accuses = mutant is None
+    class_name = "GRU" if mutant is None else min(mutant.classes, key=QUICKEST.index)
+    cases = [case for case in quick_cases() if case.class_name == class_name]
     with spoilt(spoiled):
         if spoiled.where == "grid.cases.grid":
             left = set(grid.grid())
             cases = [case for case in cases if case in left]
-        tried, sign = examine(witness, cases, (spoiled.class_name,), max(1, len(cases)))
-    accuses = spoiled.witness in CONTROLS
+        subject = CONTROLS[spoiled.witness] if mutant is None else mutant.plant()
+        tried, sign = examine(subject, cases, (class_name,), max(1, len(cases)))
     said = f"accuses {spoiled.witness}" if accuses else spoiled.witness
-    return Trial(spoiled.name, "spoiled", spoiled.class_name, bool(sign) == accuses, tried, said)
+    return Trial(spoiled.name, "spoiled", class_name, bool(sign) == accuses, tried, said)
 
 
 # All of it ------------------------------------------------------------------------------------------------------------
@@ -108,7 +112,7 @@ Task = tuple[str, Any, Any]
 
 
 def tasks() -> list[Task]:
-    """Whatever is worth a process's while, in the order of the table."""
+    """Return whatever is worth a process's while, in the order of the table."""
     planted = [("mutant", index, name) for index, mutant in enumerate(PLANTED) for name in mutant.classes]
     controls = [("control", name, part) for name in CONTROLS for part in range(PARTS)]
     controls.append(("control", next(iter(CONTROLS)), PARTS))  # the order of sums is no affair of the contract

@@ -12,8 +12,8 @@ from functools import cache
 from torch import Tensor
 
 from .catalogue import CATALOGUE
-from .definition import GATES, Definition, Example
-from .mutant import Mutant, defined
+from .definition import Definition, Example
+from .mutant import Mutant, defined, reordered
 from .orders import SYSTEMS, Order, orders
 
 
@@ -25,37 +25,22 @@ class Variant:
     deviations: tuple[Mutant, ...] = ()
 
     @property
-    def size(self) -> int:
-        return len(self.deviations) + (not self.order.plain)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of what deviates."""
-        return (str(self.order),) * (not self.order.plain) + tuple(deviation.name for deviation in self.deviations)
+    def parts(self) -> tuple[Mutant, ...]:
+        """Return what deviates, another order of the gates first."""
+        return self.deviations if self.order.plain else (reordered(self.order), *self.deviations)
 
     @property
     def name(self) -> str:
-        return " and ".join(self.parts) or "torch.nn's definition"
+        return " and ".join(part.name for part in self.parts) or "torch.nn's definition"
 
     @property
     def system(self) -> str:
-        """The systems that do exactly this."""
+        """Return the systems that do exactly this."""
         names = {deviation.name for deviation in self.deviations}
         return "; ".join(name for name, order, also in SYSTEMS if order == self.order and set(also) == names)
 
-    @property
-    def wheres(self) -> tuple[str, ...]:
-        """For each part, the systems of which it is the convention, whatever else they do."""
-        alike = "; ".join(dict.fromkeys(name for name, order, _ in SYSTEMS if order == self.order))
-        return (alike,) * (not self.order.plain) + tuple(deviation.where for deviation in self.deviations)
-
-    @property
-    def fixes(self) -> tuple[str, ...]:
-        return (self.order.fix,) * (not self.order.plain) + tuple(deviation.fix for deviation in self.deviations)
-
     def run(self, example: Example) -> dict[str, Tensor]:
-        H = example.weights["weight_hh" + example.slots[0]].size(0) // len(GATES[example.kind])
-        return define(self.deviations).run(example, None if self.order.plain else self.order.rows(H))
+        return define(self.deviations).run(example, self.order.permutation(example.hidden_size))
 
 
 def plain(kind: str) -> Variant:
@@ -64,17 +49,17 @@ def plain(kind: str) -> Variant:
 
 @cache
 def define(deviations: tuple[Mutant, ...]) -> Definition:
-    """torch.nn's definition with these deviations."""
+    """Return torch.nn's definition with these deviations."""
     return defined({key: value for deviation in deviations for key, value in deviation.knobs.items()})
 
 
 def compatible(deviations: Iterable[Mutant]) -> bool:
-    """Whether no two of them change the same thing."""
+    """Say whether no two of them change the same thing."""
     keys = [key for deviation in deviations for key in deviation.knobs]
     return len(keys) == len(set(keys))
 
 
 def catalogue(kind: str, levels: Iterable[str]) -> list[Mutant]:
-    """The deviations of these levels that a layer or a cell of this kind may have."""
-    letter = kind[0].lower()
-    return [one for one in CATALOGUE if one.fix and one.level in levels and letter in one.initials.lower()]
+    """Return the deviations of these levels that a layer or a cell of this kind may have, but for orders."""
+    named = (one for one in CATALOGUE if one.fix and one.order is None)
+    return [one for one in named if one.level in levels and kind[0].lower() in one.initials.lower()]

@@ -24,7 +24,7 @@ class Changes:
 
     @property
     def worse(self) -> bool:
-        """Whether a case got a worse verdict or a mistake appeared."""
+        """Say whether a case got a worse verdict or a mistake appeared."""
         return bool(self.appeared) or any(Verdict.named(new) > Verdict.named(old) for old, new in self.cases)
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Changes:
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Changes:
     """Compare two reports as their JSON says them."""
     found = Changes()
-    before, after = ({name: _verdict(case) for name, case in data["cases"].items()} for data in (old, new))
+    before, after = ({name: str(case["verdict"]) for name, case in data["cases"].items()} for data in (old, new))
     for name in before.keys() & after.keys():
         if before[name] != after[name]:
             found.cases.setdefault((before[name], after[name]), []).append(name)
@@ -57,12 +57,8 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Changes:
     return found
 
 
-def _verdict(case: dict[str, Any]) -> str:
-    return str(case["verdict"])
-
-
 def main(argv: list[str]) -> int:
-    """Exit code 0: nothing got worse. 1: something did. 2: wrong usage."""
+    """Return exit code 0: nothing got worse. 1: something did. 2: wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m parity compare", description="What changed between two reports?")
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)

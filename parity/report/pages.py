@@ -10,7 +10,7 @@ import math
 from xml.sax.saxutils import escape, quoteattr
 
 from ..checkup.locate import ULP_BINS
-from ..checkup.record import AXES, Checkup, Row, label, lacking
+from ..checkup.record import AXES, Checkup, Row, label
 from ..grid.verdict import Verdict
 
 COLOURS = {
@@ -28,7 +28,7 @@ COLOURS = {
 
 
 def as_json(checkup: Checkup) -> str:
-    """Versions, threads, seed, findings, one entry for each case."""
+    """Return versions, threads, seed, findings, one entry for each case."""
     diagnosis = checkup.diagnosis
     data = {
         "subject": checkup.subject,
@@ -62,7 +62,7 @@ def _finite(error: float) -> float | None:
 
 
 def as_junit(checkup: Checkup) -> str:
-    """One test case for each case, and one for the diagnosis."""
+    """Write one test case for each case, and one for the diagnosis."""
     name = f"parity.{checkup.subject}"
     entries = [_junit("diagnosis", name, "" if checkup.diagnosis.same else str(checkup.diagnosis), Verdict.DIFFERENT)]
     entries += [
@@ -86,26 +86,20 @@ def _junit(name: str, group: str, message: str, verdict: Verdict) -> str:
 
 
 def as_markdown(checkup: Checkup) -> str:
-    """For a pull request."""
+    """Write a comment for a pull request."""
     mark = "same" if checkup.same else "different"
     lines = [f"### parity: `{checkup.subject}` ({mark})", "", f"{checkup.verdict}.", ""]
     for finding in checkup.diagnosis.findings:
         where = f" (the convention of {finding.where})" if finding.where else ""
         lines += [f"- **{finding.what}**{where}  ", f"  To do: {finding.fix}  ", f"  <sub>{finding.evidence}</sub>"]
-    lines += [f"- {one}" for one in checkup.diagnosis.unexplained]
-    lines += [f"- `{probe}`: {error}" for probe, error in checkup.diagnosis.errors.items()]
-    if checkup.location:
-        lines += ["", f"First difference: {checkup.location}"]
+    lines += [f"- {other}" for other in checkup.diagnosis.others]
     if checkup.rows:
         lines += ["", "| verdict | cases |", "|---|---|"]
         lines += [f"| {verdict.label} | {count} |" for verdict, count in sorted(checkup.counts.items())]
-    if checkup.diagnosis.not_offered:
-        lines += ["", "Not offered: " + ", ".join(lacking(checkup))]
-    if checkup.script:
-        lines += ["", "<details><summary>The smallest case, with torch alone</summary>", "", "```python"]
-        lines += [checkup.script.rstrip(), "```", "", "</details>"]
-    lines += ["", f"<sub>torch {checkup.environment['torch']}, seed {checkup.seed}, {checkup.seconds:.1f} s</sub>"]
-    return "\n".join(lines) + "\n"
+    for section in checkup.sections():
+        inside = ["```python", *section.lines, "```"] if section.is_code else [f"- {line}" for line in section.lines]
+        lines += ["", f"<details><summary>{section.title}</summary>", "", *inside, "", "</details>"]
+    return "\n".join([*lines, "", f"<sub>{checkup.footer}</sub>", ""])
 
 
 # HTML -----------------------------------------------------------------------------------------------------------------
@@ -117,56 +111,35 @@ COPY = "navigator.clipboard.writeText(document.getElementById('script').textCont
 
 
 def as_html(checkup: Checkup) -> str:
-    """One page that needs nothing from elsewhere."""
+    """Write one page that needs nothing from elsewhere."""
     e = html.escape
-    diagnosis = checkup.diagnosis
-    colour = COLOURS[Verdict.BITWISE if checkup.same else Verdict.DIFFERENT]
-    body = [f"<h1>{e(checkup.verdict)}</h1>"]
-    counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(checkup.counts.items()))
-    summary = f"{len(checkup.rows)} cases: {counts}" if checkup.rows else "no cases were run"
-    badge = f'<span class="badge" style="background:{colour}">{"same" if checkup.same else "different"}</span>'
-    body.append(f"<p>{badge} {e(summary)}</p>")
-    for finding in diagnosis.findings:
+    word, colour = ("same", Verdict.BITWISE) if checkup.same else ("different", Verdict.DIFFERENT)
+    badge = f'<span class="badge" style="background:{COLOURS[colour]}">{word}</span>'
+    body = [f"<h1>{e(checkup.verdict)}</h1>", f"<p>{badge} {e(checkup.summary)}</p>"]
+    for finding in checkup.diagnosis.findings:
         where = f"<br>The convention of: {e(finding.where)}" if finding.where else ""
         body.append(
             f'<div class="finding"><b>{e(finding.what)}</b>{where}<br>To do: {e(finding.fix)}'
             f'<br><span class="muted">{e(finding.evidence)}</span></div>'
         )
-    others = [str(one) for one in diagnosis.unexplained] + [
-        f"{probe}: {error}" for probe, error in diagnosis.errors.items()
-    ]
-    body += [f'<div class="finding">{e(other)}</div>' for other in others]
-    if checkup.location:
-        body += ["<h2>The first number that differs</h2>", f"<p>{e(str(checkup.location))}</p>"]
+    body += [f'<div class="finding">{e(other)}</div>' for other in checkup.diagnosis.others]
     figures = [_growth(checkup), _ulps(checkup)]
     if any(figures):
         body += ['<h2>A long sequence in float32</h2><div class="charts">', *figures, "</div>"]
     if checkup.rows:
         body += ["<h2>Every axis against every other: the worst verdict</h2>", heat_map(checkup.rows), _key()]
-    if checkup.script:
-        body += [
-            f'<h2>The smallest case <button onclick="{COPY}">copy</button></h2>',
-            f'<pre id="script">{e(checkup.script)}</pre>',
-        ]
-    if diagnosis.not_offered:
-        rows = "".join(f"<tr><th>{e(probe)}</th><td>{e(why)}</td></tr>" for probe, why in lacking(checkup).items())
-        body += ["<h2>Not offered</h2>", f"<table style='text-align:left'>{rows}</table>"]
-    if checkup.notes:
-        body += ["<h2>Read as</h2>", f"<pre>{e(chr(10).join(checkup.notes))}</pre>"]
-    facts = ", ".join(f"{key} {value}" for key, value in checkup.environment.items())
-    body.append(f'<p class="muted">{e(facts)}, seed {checkup.seed}, {checkup.seconds:.1f} s</p>')
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{e(checkup.subject)}</title>'
-    )
-    return (
-        f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    for section in checkup.sections():
+        name, button = (' id="script"', f' <button onclick="{COPY}">copy</button>') if section.is_code else ("", "")
+        lines = e("\n".join(section.lines))
+        body.append(f"<h2>{e(section.title)}{button}</h2>\n<pre{name}>{lines}</pre>")
+    body.append(f'<p class="muted">{e(checkup.footer)}</p>')
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{e(checkup.subject)}</title><style>{STYLE}</style>"
+    return "\n".join([f"<!doctype html><html lang=en><head>{head}</head><body>", *body, "</body></html>", ""])
 
 
 def heat_map(rows: list[Row]) -> str:
-    """The worst verdict of the cases that have both values; the number is how many fail."""
+    """Colour the worst verdict of the cases that have both values; the number is how many fail."""
     values = [
         (axis, value)
         for axis in AXES
@@ -202,7 +175,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 24
 
 
 def _growth(checkup: Checkup) -> str:
-    """Error against step, on a logarithmic scale."""
+    """Draw error against step, on a logarithmic scale."""
     if checkup.growth is None or checkup.growth.kind == "none":
         return ""
     shown = [(step, math.log10(error)) for step, error in enumerate(checkup.growth.errors) if 0 < error < math.inf]
@@ -235,7 +208,7 @@ def _growth(checkup: Checkup) -> str:
 
 
 def _ulps(checkup: Checkup) -> str:
-    """How many numbers are how far from torch.nn's, in units in the last place."""
+    """Draw how many numbers are how far from torch.nn's, in units in the last place."""
     total = sum(checkup.ulps.values())
     if not total:
         return ""

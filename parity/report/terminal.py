@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contract.answers import NUMPY, Answer
 from ..grid.cases import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
-from ..grid.compare import Difference, Result
+from ..grid.compare import Difference, Result, severity
 from ..grid.engine import environment
 from ..grid.verdict import Verdict, exit_code
 
@@ -44,7 +44,7 @@ def column(case: Case) -> str:
 
 
 def labels(case: Case) -> Iterator[str]:
-    """The rows of the table by axis that a case counts in."""
+    """Return the rows of the table by axis that a case counts in."""
     yield case.dtype + (" oneDNN" if case.onednn else "")
     if not case.is_cell:
         yield f"{case.layers} layer" + "s" * (case.layers > 1)
@@ -74,7 +74,7 @@ GROUPS = (
 
 
 def table(results: list[Result]) -> str:
-    """Counts of bitwise / within rounding / different by module and axis value."""
+    """Return counts of bitwise / within rounding / different by module and axis value."""
     counts: dict[tuple[str, str], Counter[Verdict]] = {}
     for result in results:
         for row in ("all", *labels(result.case)):
@@ -97,7 +97,7 @@ def _counts(cell: Counter[Verdict] | None) -> str:
 
 
 def bitwise_share(results: list[Result]) -> str:
-    """With oneDNN off: in how many cases all outputs and states are bitwise equal, and all gradients too."""
+    """Say in how many cases all values are bitwise equal, and all gradients too, with oneDNN off."""
     values: dict[tuple[str, str], list[bool]] = {}
     everything: dict[tuple[str, str], list[bool]] = {}
     for result in results:
@@ -118,25 +118,19 @@ def bitwise_share(results: list[Result]) -> str:
 
 
 def _share(equal: list[bool]) -> str:
-    """In percent, rounded away from 100 and 0: 100 means all, 0 means none."""
+    """Round percents away from 100 and 0: 100 means all, 0 means none."""
     percent = 100 * sum(equal) / len(equal)
     return f"{percent:.0f}" if percent in (0, 100) else f"{min(max(percent, 0.1), 99.9):.1f}"
 
 
 def worst(results: list[Result]) -> Result | None:
-    """The result with the largest error in proportion to what is allowed."""
-    rounded = [result for result in results if result.worst is not None]
-    return max(rounded, key=lambda result: _excess(result), default=None)
-
-
-def _excess(result: Result) -> tuple[int, float]:
-    difference = result.worst
-    assert difference is not None
-    return difference.verdict, difference.error / difference.allowed if difference.allowed else 0.0
+    """Return the result with the largest error in proportion to what is allowed."""
+    measured = (result for result in results if result.worst is not None)
+    return max(measured, key=lambda result: severity(result.worst), default=None)
 
 
 def text(results: list[Result], answers: list[Answer], seconds: float, again: str, seed: int) -> str:
-    """The report of a run. `again` is the command line that runs this subject."""
+    """Return the report of a run. `again` is the command line that runs this subject."""
     parts: list[str] = []
     if len(results) == 1:
         parts += [detail(results[0]), ""]
@@ -183,7 +177,7 @@ def contract_line(answers: list[Answer]) -> str:
 
 
 def contract_text(answers: list[Answer], again: str, limit: int = 12) -> list[str]:
-    """The questions that were answered differently; those excused or equal in type only, by reason."""
+    """Return the questions that were answered differently; those excused or equal in type only, by reason."""
     lines = []
     different = [answer for answer in answers if answer.verdict is Verdict.DIFFERENT]
     for answer in different[:limit]:
@@ -209,7 +203,7 @@ def answer_text(answer: Answer) -> str:
 
 
 def failures(results: list[Result], again: str, limit: int = 12) -> list[str]:
-    """The differing cases, gathered by module and by what differs first, one example of each with its command."""
+    """Gather the differing cases by module and by what differs first, one example of each with its command."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         if not result.verdict.passes and result.worst is not None:
@@ -227,7 +221,7 @@ def failures(results: list[Result], again: str, limit: int = 12) -> list[str]:
 
 
 def detail(result: Result) -> str:
-    """Everything about one case."""
+    """Say everything about one case."""
     lines = [result.case.name, f"  {'tensor or fact':28}{'verdict':12}{'error':>10}{'torch.nn':>10}{'allowed':>10}"]
     for difference in result.differences:
         line = f"  {difference.name:28}{difference.verdict.name.lower():12}"
@@ -239,33 +233,32 @@ def detail(result: Result) -> str:
 
 
 def as_json(results: list[Result], answers: list[Answer], subject: str, seed: int, seconds: float) -> dict[str, Any]:
-    """The whole run as plain data. `cases` maps each name to its verdict and to what isn't bitwise; `contract` lists
-    the questions that weren't answered alike."""
+    """Write the whole run as plain data: `cases` by name, `contract` as the questions not answered alike."""
     counts = Counter(result.verdict for result in results)
+    said = Counter(answer.verdict for answer in answers)
     return {
         "subject": subject,
         "seed": seed,
         "seconds": round(seconds, 1),
         "environment": environment(),
         "exit_code": exit_code([*results, *answers]),
-        "counts": {verdict.name.lower(): counts[verdict] for verdict in OF_CASES},
-        "contract_counts": {
-            verdict.name.lower(): sum(answer.verdict is verdict for answer in answers) for verdict in OF_QUESTIONS
-        },
-        "contract": [
-            {**vars(answer), "verdict": answer.verdict.name.lower()}
-            for answer in answers
-            if answer.verdict is not Verdict.EQUAL
-        ],
+        "counts": {_word(verdict): counts[verdict] for verdict in OF_CASES},
+        "contract_counts": {_word(verdict): said[verdict] for verdict in OF_QUESTIONS},
+        "contract": [_plain(answer) for answer in answers if answer.verdict is not Verdict.EQUAL],
         "cases": {
             result.case.name: {
-                "verdict": result.verdict.name.lower(),
-                "values": result.values_verdict.name.lower(),
-                "differences": [
-                    {**vars(difference), "verdict": difference.verdict.name.lower()}
-                    for difference in result.differences
-                ],
+                "verdict": _word(result.verdict),
+                "values": _word(result.values_verdict),
+                "differences": list(map(_plain, result.differences)),
             }
             for result in results
         },
     }
+
+
+def _word(verdict: Verdict) -> str:
+    return verdict.name.lower()
+
+
+def _plain(one: Difference | Answer) -> dict[str, Any]:
+    return {**vars(one), "verdict": _word(one.verdict)}

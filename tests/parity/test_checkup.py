@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -24,6 +23,7 @@ from parity.checkup.arrays import check_arrays
 from parity.checkup.diagnose import BASE, Doctor, Probe
 from parity.checkup.examine import check
 from parity.checkup.subjects import adapt
+from parity.grid.run import Sizes
 from parity.grid.verdict import Verdict
 from parity.mutants.catalogue import CATALOGUE
 from parity.mutants.definition import Example
@@ -405,15 +405,22 @@ def test_other_masks_are_not_a_mistake_and_are_said():
     assert result.counts[Verdict.OTHER_MASKS] > 0
 
 
-def test_a_cut_problem_is_a_problem_of_the_smaller_size():
+def test_a_problem_of_given_sizes():
     doctor = Doctor(adapt(correct.TheLSTM))
-    case, drawn = doctor.draw(Probe("", (), {"layers": 2, "bidirectional": True, "form": "packed"}), 0)
-    small = shrink._cut(case, drawn, steps=2, rows=2, input=1, hidden=2)
-    seen = doctor.run(case, small)
+    case, _ = doctor.draw(Probe("", (), {"layers": 2, "bidirectional": True, "form": "packed"}), 0)
+    drawn = shrink.drawn_anew(case, Sizes(1, 2, 0, 2, (2, 1)))
+    seen = doctor.run(case, drawn)
     assert not seen.error
     assert seen.tensors["h_n"].shape == (4, 2, 2)
+    assert seen.tensors["output"].shape == (3, 4)
     assert doctor.run(*doctor.draw(BASE, 0)).error == ""
-    assert replace(small).arguments["input_size"] == 1
+
+
+def test_a_batch_is_limited_together_with_its_lengths():
+    sizes = Sizes(5, 4, 3, 3, (5, 3, 2))
+    assert sizes.limited("batch", 2) == Sizes(5, 4, 3, 2, (5, 3))
+    assert sizes.limited("lengths", 3) == Sizes(5, 4, 3, 3, (3, 3, 2))
+    assert sizes.limited("hidden", 9) == sizes
 
 
 # In tests of one's own, and from one run to the next
