@@ -5,6 +5,7 @@ unbatched, padded, packed (longest first), unsorted (packed in another order).
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -133,6 +134,47 @@ def observe(
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     found = {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}
     return {name: value.detach() for name, value in (outputs | found).items()}
+
+
+def assert_equal_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0, case: str = ""
+) -> None:
+    """The same names in the same order, under each the same device, dtype and shape, and the same numbers.
+
+    A tolerance of 0 asks for the same bits; another is how far two numbers may lie apart. What fails says the case, the
+    tensor, the place in it and both numbers.
+    """
+    where = f"{case}: " if case else ""
+    assert list(found) == list(expected), f"{where}the tensors are {list(found)}, expected {list(expected)}"
+    for name, value in expected.items():
+        for what in ("device", "dtype", "shape"):
+            has, wants = getattr(found[name], what), getattr(value, what)
+            assert has == wants, f"{where}{name} has the {what} {has}, expected {wants}"
+        difference = _first_difference(found[name].detach(), value.detach(), tolerance)
+        assert not difference, f"{where}{name}{difference}"
+
+
+def _first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
+    """Where the two differ most, and by how much; "" if nowhere by more than `tolerance`."""
+    if found.numel() == 0:
+        return ""
+    if tolerance == 0:
+        raw = [t.contiguous().view(-1).view(torch.uint8).view(t.numel(), -1) for t in (found, expected)]
+        differs = (raw[0] != raw[1]).any(1).view(found.shape)
+    else:
+        differs = ~torch.isclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+    if not differs.any():
+        return ""
+    wide = torch.complex128 if found.is_complex() else torch.float64
+    gap = (found.to(wide) - expected.to(wide)).abs().nan_to_num(torch.inf, torch.inf)
+    k = int(torch.where(differs, gap, -1.0).argmax())
+    place = [int(i) for i in torch.unravel_index(torch.tensor(k), found.shape)]
+    got, wanted, off = (t.flatten()[k].item() for t in (found, expected, gap))
+    allowed = f" of which {tolerance:.1e} is allowed" if tolerance else ""
+    return (
+        f"{place} is {got!r}, expected {wanted!r}, off by {off:.2e}{allowed}; "
+        f"{int(differs.sum())} of {found.numel()} numbers differ"
+    )
 
 
 def assert_same(expected: dict[str, Tensor], seen: dict[str, Tensor], path: str = "readable") -> None:

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from changes import OF_ANY, Doubled
 from helpers import (
     CELLS,
     FORMS,
@@ -21,7 +22,6 @@ from helpers import (
     pair,
     randn,
 )
-from test_layers import CHANGES
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -287,11 +287,6 @@ def cell_orthogonal(module):
     parametrizations.orthogonal(module, "weight_hh")
 
 
-class Doubled(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
-
-
 def cell_parametrized(module):
     parametrize.register_parametrization(module, "bias_hh", Doubled())
 
@@ -300,12 +295,11 @@ def cell_tied(module):
     module.bias_hh = module.bias_ih
 
 
-GENERAL = [change for change in CHANGES if change.__name__ in ("replace", "as_plain_tensors", "as_buffers", "in_place")]
 OWN = [cell_weight_norm, cell_spectral_norm, cell_pruned, cell_orthogonal, cell_parametrized, cell_tied]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-@pytest.mark.parametrize("change", GENERAL + OWN, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", OF_ANY + OWN, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_changed_weight_is_seen_by_the_next_forward(kind, change):
     native, kit = pair(kind, cell=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 import rnnkit
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "rnnkit").glob("*.py"))}
 MODULES = [importlib.import_module(f"rnnkit.{info.name}") for info in pkgutil.iter_modules(rnnkit.__path__)]
 
