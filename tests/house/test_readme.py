@@ -5,27 +5,44 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import rnnkit
 from rnnkit import equations
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = {  # of Python, by the section they stand in
+    section.split("\n")[0].lstrip("# "): re.findall(r"^```python\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+    for section in re.split(r"^(?=## )", README, flags=re.MULTILINE)
+    if "```python" in section
+}
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 STEPS = [equations.rnn_tanh, equations.rnn_relu, equations.lstm, equations.gru]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_the_readme_shows_the_equation_that_runs(step):
-    assert any(inspect.getsource(step).strip() in block for block in BLOCKS)
+    assert any(inspect.getsource(step).strip() in block for blocks in BLOCKS.values() for block in blocks)
 
 
-def test_every_block_of_python_runs_in_the_order_of_the_page():
-    namespace: dict = {}
-    exec("from collections.abc import *; import torch; from torch import Tensor", namespace)
-    namespace |= {"State": tuple, "Gates": tuple}
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"README.md, block {number} of Python", "exec"), namespace)
+@pytest.fixture
+def equations_as_before():
+    """The page enters a recurrence of its own."""
+    before = dict(rnnkit.EQUATIONS)
+    yield
+    rnnkit.EQUATIONS.clear()
+    rnnkit.EQUATIONS.update(before)
+
+
+@pytest.mark.usefixtures("equations_as_before")
+@pytest.mark.parametrize("section", BLOCKS)
+def test_a_section_of_the_readme_runs_as_it_is_pasted(section):
+    """Block by block into a new interpreter, so that each section imports what it names."""
+    torch.manual_seed(0)
+    names: dict = {"__name__": "__main__"}
+    for number, block in enumerate(BLOCKS[section], 1):
+        exec(compile(block, f"README.md, {section!r}, block {number}", "exec"), names)
 
 
 def test_the_gate_runs_the_readme_s_own_test_command():
@@ -34,5 +51,5 @@ def test_the_gate_runs_the_readme_s_own_test_command():
 
 
 def test_every_file_the_readme_links_to_is_there():
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
