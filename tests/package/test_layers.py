@@ -19,9 +19,11 @@ from helpers import (
     arguments,
     as_list,
     assert_close,
+    assert_equal_tensors,
     assert_same,
     build,
     named,
+    numbered,
     observe,
     outcome,
     pack,
@@ -34,7 +36,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnkit
-from rnnkit import bptt
+from rnnkit import paths
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -58,7 +60,7 @@ def test_one_seed_gives_equal_weights_and_leaves_the_generator_equal(kind, optio
         made.append((module.state_dict(), after_construction, torch.get_rng_state()))
     (theirs, *their_states), (ours, *our_states) = made
     assert_same(theirs, ours)
-    assert all(torch.equal(a, b) for a, b in zip(their_states, our_states, strict=True))
+    assert_equal_tensors(numbered("generator", our_states), numbered("generator", their_states))
 
 
 @pytest.mark.parametrize("dropout", [0, 0.25])
@@ -77,7 +79,7 @@ def test_attributes_are_torchs(kind, options, dropout):
     assert kit._flat_weights_names == native._flat_weights_names
     assert list(kit.state_dict()) == list(native.state_dict())
     assert [name for name, _ in kit.named_parameters()] == [name for name, _ in native.named_parameters()]
-    assert all(type(weight) is nn.Parameter for weight in kit.parameters())
+    assert {type(weight) for weight in kit.parameters()} == {nn.Parameter}
     shapes = [[tuple(weight.shape) for weight in weights] for weights in native.all_weights]
     assert [[tuple(weight.shape) for weight in weights] for weights in kit.all_weights] == shapes
     mine = {id(weight) for weight in kit.parameters()}
@@ -143,7 +145,7 @@ def test_meta_modules_compute_shapes(kind):
         shapes = []
         for library in (nn, rnnkit):
             module = build(library, kind, **DEEP, device="meta")
-            assert all(weight.is_meta for weight in module.parameters())
+            assert {weight.device.type for weight in module.parameters()} == {"meta"}
             input, hx = arguments(build(library, kind, **DEEP), form)
             hx = [s.to("meta") for s in as_list(hx)]
             result = tensors(module(input.to("meta"), tuple(hx) if len(hx) > 1 else hx[0]))
@@ -256,7 +258,7 @@ def test_strides_do_not_matter(kind, batch_first, form, path):
             state = tuple(leaves[1:]) if len(leaves) > 2 else leaves[1]
             outputs = tensors(module(leaves[0], state))
             grads = torch.autograd.grad(sum(t.pow(2).sum() for t in outputs.values()), [*leaves, *module.parameters()])
-            results.append(outputs | {f"grad {k}": grad for k, grad in enumerate(grads)})
+            results.append(outputs | numbered("grad", grads))
         assert name == "expanded" or not leaves[0].is_contiguous() or name == "offset"
         assert_same(*results, path=path)
 
@@ -273,7 +275,7 @@ def test_a_batch_of_none(kind, batch_first, hx, path):
         outputs = tensors(module(input, None if not hx else tuple(state) if len(state) > 1 else state[0]))
         leaves = [input, *module.parameters(), *(state if hx else [])]
         grads = torch.autograd.grad(sum(t.sum() for t in outputs.values()), leaves)
-        results.append(outputs | {f"grad {k}": grad for k, grad in enumerate(grads)})
+        results.append(outputs | numbered("grad", grads))
     assert_same(*results, path=path)
 
 
@@ -333,7 +335,7 @@ def test_the_callers_tensors_are_never_written(kind, form, path):
     loss = sum(t.sum() for t in tensors(kit(given, hx)).values() if t.requires_grad)
     loss.backward()
     assert versions == [t._version for t in watched]
-    assert all(torch.equal(t, copy) for t, copy in zip(watched, copies, strict=True))
+    assert_equal_tensors(numbered("given", watched), numbered("given", copies))
 
 
 @pytest.mark.parametrize("options", product(num_layers=[1, 2], batch_first=[False, True]), ids=named)
@@ -424,7 +426,7 @@ def test_a_module_in_two_places_is_one(kind, path):
         first, second = randn(L, N, H_IN, seed=1), randn(L, N, H_IN, seed=2)
         loss = module(first)[0].pow(2).sum() + module(second)[0].pow(2).sum()
         grads = torch.autograd.grad(loss, list(module.parameters()))
-        results.append({f"grad {k}": grad for k, grad in enumerate(grads)})
+        results.append(numbered("grad", grads))
     assert_same(*results, path=path)
 
 
@@ -434,17 +436,15 @@ def test_the_path_is_chosen_by_module_class_or_all(monkeypatch, kind, form):
     """The fast path runs where it is asked for, and says the same."""
     _, kit = pair(kind, **DEEP)
     ran = []
-    monkeypatch.setattr(bptt, "stack", lambda *args, stack=bptt.stack: ran.append("fast") or stack(*args))
+    for name, layer in paths.LAYERS.items():
+        monkeypatch.setitem(paths.LAYERS, name, lambda each, name=name, layer=layer: ran.append(name) or layer(each))
     expected = observe(kit, form)
-    assert not ran
     for owner in (kit, type(kit), rnnkit.RNNBase):
         with monkeypatch.context() as context:
             context.setattr(owner, "path", "always fast", raising=False)
-            assert_same(expected, observe(kit, form), path="always fast")
-        assert ran == ["fast"]
-        ran.clear()
+            assert_same(expected, observe(kit, form), path="always fast", case=owner.__class__.__name__)
         observe(kit, form)
-        assert not ran
+    assert ran == ["readable"] * 2 + (["fast"] * 2 + ["readable"] * 2) * 3
 
 
 def test_one_forward_serves_all_layers():
