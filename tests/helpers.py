@@ -44,7 +44,8 @@ def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def build(library: Any, kind: str, cell: bool = False, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     name, own = KINDS[kind]
-    return getattr(library, name + "Cell" * cell)(H_IN, H, **own, **options, dtype=dtype)
+    sizes = {"input_size": H_IN, "hidden_size": H}
+    return getattr(library, name + "Cell" * cell)(**(sizes | own | options), dtype=dtype)
 
 
 def pair(kind: str, seed: int = 0, **options: Any) -> tuple[Any, Any]:

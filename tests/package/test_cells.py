@@ -8,6 +8,7 @@ from changes import OF_ANY, Doubled
 from helpers import (
     CELLS,
     FORMS,
+    H_IN,
     KINDS,
     H,
     L,
@@ -129,6 +130,17 @@ def test_outputs_and_gradients_are_torchs(kind, form, bias, hx):
     assert_same(expected, seen)
 
 
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("input_size", [1, H_IN])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_single_unit_keeps_its_dimension(kind, input_size, form, hx):
+    """A hidden_size of 1, or an input_size of 1, is a dimension like any other: none is squeezed away."""
+    native, kit = pair(kind, cell=True, input_size=input_size, hidden_size=1)
+    assert_same(observe(native, form, hx), observe(kit, form, hx))
+    assert as_list(kit(*arguments(kit, form, hx)))[0].shape == ((1,) if form == "unbatched" else (N, 1))
+
+
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_gradients_of_either_output_of_an_lstm(wanted):
     results = []
@@ -163,6 +175,22 @@ def test_autocast_gives_torchs_dtypes(kind, form, dtype):
         with torch.no_grad(), torch.autocast("cpu", dtype):
             results.append(tensors_of(module(*arguments(module, form))))
     assert_same(*results)
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("kind", CELLS)
+def test_under_autocast_the_zeros_of_no_state_have_the_inputs_dtype(kind, form, dtype, autocast):
+    """Whatever the weights have: it decides the dtype of what comes out, and whether it runs at all."""
+    for given in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        native, kit = pair(kind, cell=True, dtype=dtype)
+        input = arguments(native, form)[0].detach().to(given)
+        with torch.no_grad(), torch.autocast("cpu", autocast):
+            refused = outcome(native, input)
+            assert outcome(kit, input) == refused, f"input in {given}"
+            if not refused[0]:
+                assert_same(tensors_of(native(input)), tensors_of(kit(input)), case=f"input in {given}")
 
 
 def tensors_of(result):

@@ -5,6 +5,7 @@ What is no matter of numbers alone is asked of both paths.
 
 import inspect
 import itertools
+import math
 import warnings
 
 import pytest
@@ -37,6 +38,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import rnnkit
 from rnnkit import paths
+from rnnkit.fast import loop, products
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -339,7 +341,7 @@ def test_the_callers_tensors_are_never_written(kind, form, path):
 
 
 @pytest.mark.parametrize("options", product(num_layers=[1, 2], batch_first=[False, True]), ids=named)
-@pytest.mark.parametrize("steps", [1, L])
+@pytest.mark.parametrize("steps", [0, 1, L])
 @pytest.mark.parametrize("form", FORMS[:2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_two_results_share_memory(kind, form, steps, options, path):
@@ -348,8 +350,12 @@ def test_no_two_results_share_memory(kind, form, steps, options, path):
     input, hx = arguments(kit, form, steps=steps)
     with torch.no_grad():
         results = tensors(kit(input, hx))
-    storages = [t.untyped_storage().data_ptr() for t in (*results.values(), input, *as_list(hx), *kit.parameters())]
-    assert len(set(storages)) == len(storages)
+    named = results | {"input": input} | numbered("hx", as_list(hx)) | dict(kit.named_parameters())
+    owners = {}
+    for name, tensor in named.items():
+        if tensor.numel():  # what is empty lies nowhere
+            owners.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    assert [names for names in owners.values() if len(names) > 1] == []
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
@@ -451,15 +457,115 @@ def test_one_forward_serves_all_layers():
     assert {getattr(rnnkit, name).forward for name in LAYERS} == {rnnkit.RNNBase.forward}
 
 
-def test_a_path_that_does_not_exist_is_refused():
-    rnn = rnnkit.LSTM(2, 3)
-    rnn.path = "Fast"
-    with pytest.raises(ValueError, match="path should be 'fast', 'always fast' or 'readable', got: 'Fast'"):
-        rnn(torch.zeros(4, 2))
+SETTINGS = [
+    ("path", "nonsense", ValueError),
+    ("path", "Fast", ValueError),
+    ("path", None, ValueError),
+    ("checkpoint_every", True, TypeError),
+    ("checkpoint_every", False, TypeError),
+    ("checkpoint_every", 2.5, TypeError),
+    ("checkpoint_every", "4", TypeError),
+    ("checkpoint_every", 0, ValueError),
+    ("checkpoint_every", -1, ValueError),
+]
 
 
-def test_all_layers_take_the_path_of_their_base(monkeypatch):
-    monkeypatch.setattr(rnnkit.RNNBase, "path", "nowhere")
-    for kind in (rnnkit.RNN, rnnkit.LSTM, rnnkit.GRU):
-        with pytest.raises(ValueError, match="nowhere"):
-            kind(2, 3)(torch.zeros(4, 2))
+@pytest.mark.parametrize(("setting", "value", "error"), SETTINGS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(monkeypatch, kind, form, setting, value, error, path):
+    """By either path, wherever it was set, and before anything is computed."""
+    _, kit = pair(kind, **DEEP)
+    input, hx = arguments(kit, form)
+    for owner in (kit, type(kit), rnnkit.RNNBase):
+        with monkeypatch.context() as context:
+            context.setattr(owner, setting, value, raising=False)
+            for name in paths.LAYERS:
+                context.setitem(paths.LAYERS, name, None)
+            with pytest.raises(error, match=f"^{setting} .*got:? {value!r}$"):
+                kit(pack(kit, input, form), hx)
+
+
+@pytest.mark.parametrize("every", [None, 1, 2, L, 10**9])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_every_so_many_steps_changes_nothing_but_memory(monkeypatch, kind, form, every, path):
+    native, kit = pair(kind, **DEEP)
+    monkeypatch.setattr(rnnkit.RNNBase, "checkpoint_every", every)
+    assert_same(observe(native, form), observe(kit, form), path=path, case=f"every {every} steps")
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("every", [1, 2, 3, 10])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_graph_no_state_that_waits_is_written_over(monkeypatch, kind, every, hx, path):
+    """Steps share memory then: not with sequences that are over, whatever their lengths, wherever time is cut."""
+    native, kit = pair(kind, **DEEP)
+    input, state = arguments(native, hx=hx)
+    monkeypatch.setattr(loop, "WEIGHTS", 0)
+    for lengths in itertools.combinations_with_replacement(range(L, 0, -1), N):
+        packed = nn.utils.rnn.pack_padded_sequence(input.detach(), lengths)
+        elements = every * len(packed.data) * len(kit.weight_ih_l0) / lengths[0]
+        monkeypatch.setattr(loop, "ELEMENTS", math.ceil(elements))  # so that spans have `every` steps
+        with torch.no_grad():
+            expected, seen = (tensors(module(packed, state)) for module in (native, kit))
+        assert_same(expected, seen, path=path, case=f"lengths {lengths} in spans of {every} steps")
+
+
+# Threads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("dtype", "onednn"),
+    [(torch.float64, False), (torch.float32, False), (torch.float32, True)],
+    ids=["float64", "float32 by MKL", "float32 by oneDNN"],
+)
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_threads_compute_what_the_definition_says(monkeypatch, kind, form, dtype, onednn):
+    """At sizes that are worth sharing out: all that is chosen by the number of threads is chosen for two."""
+    steps, batch, asked = 8, 64, []
+    if onednn and not products._available():
+        pytest.skip("no oneDNN in this torch")
+
+    def faster(use, threads, *shape):
+        asked.append(threads)
+        return onednn
+
+    monkeypatch.setattr(products, "_onednn_is_faster", faster)  # which goes by measured times
+    _, kit = pair(kind, input_size=64, hidden_size=256, bidirectional=True, dtype=dtype)
+    with torch.no_grad():
+        for weight in kit.parameters():
+            weight.mul_(0.1)  # their sums are over hundreds
+    input = randn(steps, batch, 64, seed=1, dtype=dtype).requires_grad_()
+    lengths = [steps] * (batch // 2) + [steps // 2] * (batch - batch // 2)
+    leaves = {"input": input} | dict(kit.named_parameters())
+
+    def run(path):
+        kit.path = path
+        given = nn.utils.rnn.pack_padded_sequence(input, lengths) if form == "packed" else input
+        assert rnnkit.explain(kit, given).path == path.split()[-1]
+        results = tensors(kit(given))
+        loss = sum(
+            (results[name] * randn(*results[name].shape, seed=9, dtype=dtype)).sum()
+            for name in ("output", "h_n", "c_n", "data")
+            if name in results
+        )
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+        with torch.no_grad():
+            quiet = {f"{name} without a graph": t for name, t in tensors(kit(given)).items()}
+        return results | quiet | {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+    with torch.backends.mkldnn.flags(enabled=True):
+        found = run("always fast")
+    assert_same(run("readable"), found, path="always fast", case="two threads")
+    assert set(asked) == ({2} if dtype is torch.float32 else set())
