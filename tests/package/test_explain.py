@@ -1,5 +1,6 @@
 """`explain` says which path a call takes and why, for every rule there is, and runs nothing."""
 
+import math
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkit
 from rnnkit import explain, paths
+from rnnkit.fast import KERNELS
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 
@@ -128,6 +130,19 @@ def test_a_call_is_explained_in_these_words(said, monkeypatch):
 def test_every_rule_has_its_words_here():
     patterns = {f"{rule.path}: {rule.reason}".format(steps=50, dtype=torch.bfloat16) for rule in paths.RULES}
     assert {text.replace(" 2 steps", " 50 steps").replace(" 0 steps", " 50 steps") for text in SAID} == patterns
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_is_fast_from_as_many_steps_on_as_its_kernel_says(kind, dtype, graph):
+    module = build(rnnkit, kind, dtype=dtype)
+    first = KERNELS[module.equation.step].pays_from[dtype][graph]
+    with torch.set_grad_enabled(graph):
+        if first < math.inf:
+            assert str(explain(module, sequence(first, dtype=dtype))) == f"fast: {first} steps"
+        few = 1000 if first == math.inf else first - 1
+        assert str(explain(module, sequence(few, dtype=dtype))) == f"readable: {few} steps don't pay"
 
 
 @pytest.mark.parametrize("training", [True, False])

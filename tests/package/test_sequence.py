@@ -16,7 +16,7 @@ def sequences(form, batch_first):
     steps = randn(L, 1 if form == "unbatched" else N, H_IN, seed=1)
     if form == "unbatched":
         return steps, steps[:, 0]
-    given = steps.transpose(0, 1) if batch_first else steps
+    given = steps.transpose(0, 1).contiguous() if batch_first else steps
     if form == "padded":
         return steps, given
     lengths = sorted(LENGTHS, reverse=True) if form == "packed" else LENGTHS
