@@ -5,6 +5,7 @@ unbatched, padded, packed (longest first), unsorted (packed in another order).
 """
 
 import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def build(library: Any, kind: str, cell: bool = False, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     name, own = KINDS[kind]
-    return getattr(library, name + "Cell" * cell)(H_IN, H, **own, **options, dtype=dtype)
+    sizes = {"input_size": H_IN, "hidden_size": H}
+    return getattr(library, name + "Cell" * cell)(**(sizes | own | options), dtype=dtype)
 
 
 def pair(kind: str, seed: int = 0, **options: Any) -> tuple[Any, Any]:
@@ -111,6 +113,11 @@ def tensors(result: Any) -> dict[str, Tensor]:
     return {"output": first, "h_n": second}
 
 
+def numbered(name: str, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Tensors by a name and their number, for an assertion."""
+    return {f"{name} {k}": tensor for k, tensor in enumerate(tensors)}
+
+
 def observe(
     module: Any,
     form: str = "padded",
@@ -135,29 +142,65 @@ def observe(
     return {name: value.detach() for name, value in (outputs | found).items()}
 
 
-def assert_same(expected: dict[str, Tensor], seen: dict[str, Tensor], path: str = "readable") -> None:
-    """The same names in the same order, and under each the same bits, dtype, shape and strides.
+def assert_equal_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0, case: str = ""
+) -> None:
+    """The same names in the same order, under each the same device, dtype and shape, and the same numbers.
 
-    Of the fast path: the same names, dtypes and shapes, and numbers that differ by rounding alone.
+    A tolerance of 0 asks for the same bits; another is how far two numbers may lie apart. What fails says the case, the
+    tensor, the place in it and both numbers.
     """
-    assert list(seen) == list(expected)
+    where = f"{case}: " if case else ""
+    assert list(found) == list(expected), f"{where}the tensors are {list(found)}, expected {list(expected)}"
     for name, value in expected.items():
-        got = seen[name]
-        assert (got.dtype, got.shape, got.device) == (value.dtype, value.shape, value.device), name
-        difference = f"{name} differs by {(got - value).abs().max() if value.numel() else 0}"
-        if path == "readable":
-            assert name.startswith("grad") or got.stride() == value.stride(), name
-            assert torch.equal(got, value), difference
-        elif value.numel() and value.dtype.is_floating_point:
-            eps = torch.finfo(value.dtype).eps
-            assert (got - value).abs().max() <= 500 * eps * max(1.0, value.abs().max().item()), difference
+        for what in ("device", "dtype", "shape"):
+            has, wants = getattr(found[name], what), getattr(value, what)
+            assert has == wants, f"{where}{name} has the {what} {has}, expected {wants}"
+        difference = _first_difference(found[name].detach(), value.detach(), tolerance)
+        assert not difference, f"{where}{name}{difference}"
+
+
+def _first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
+    """Where the two differ most, and by how much; "" if nowhere by more than `tolerance`."""
+    if found.numel() == 0:
+        return ""
+    if tolerance == 0:
+        raw = [t.contiguous().view(-1).view(torch.uint8).view(t.numel(), -1) for t in (found, expected)]
+        differs = (raw[0] != raw[1]).any(1).view(found.shape)
+    else:
+        differs = ~torch.isclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+    if not differs.any():
+        return ""
+    wide = torch.complex128 if found.is_complex() else torch.float64
+    gap = (found.to(wide) - expected.to(wide)).abs().nan_to_num(torch.inf, torch.inf)
+    k = int(torch.where(differs, gap, -1.0).argmax())
+    place = [int(i) for i in torch.unravel_index(torch.tensor(k), found.shape)]
+    got, wanted, off = (t.flatten()[k].item() for t in (found, expected, gap))
+    allowed = f" of which {tolerance:.1e} is allowed" if tolerance else ""
+    return (
+        f"{place} is {got!r}, expected {wanted!r}, off by {off:.2e}{allowed}; "
+        f"{int(differs.sum())} of {found.numel()} numbers differ"
+    )
+
+
+def assert_same(expected: dict[str, Tensor], seen: dict[str, Tensor], path: str = "readable", case: str = "") -> None:
+    """What torch.nn's module shows, and rnnkit's: equal tensors, of equal strides but for gradients.
+
+    Of the fast path: numbers that differ by rounding alone.
+    """
+    assert list(seen) == list(expected), f"{case}: the tensors are {list(seen)}, expected {list(expected)}"
+    for name, value in expected.items():
+        tolerance = 0.0
+        if path != "readable" and value.is_floating_point() and value.numel():
+            tolerance = 500 * torch.finfo(value.dtype).eps * max(1.0, value.abs().max().item())
+        assert_equal_tensors({name: seen[name]}, {name: value}, tolerance, case)
+        if path == "readable" and not name.startswith("grad"):
+            strides = seen[name].stride(), value.stride()
+            assert strides[0] == strides[1], f"{case}: {name} has the strides {strides[0]}, expected {strides[1]}"
 
 
 def assert_close(expected: dict[str, Tensor], seen: dict[str, Tensor], atol: float) -> None:
-    assert list(seen) == list(expected)
-    for name, value in expected.items():
-        assert seen[name].shape == value.shape, name
-        torch.testing.assert_close(seen[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+    assert_equal_tensors(seen, expected, atol)
 
 
 def outcome(function: Any, *args: Any, **kwargs: Any) -> tuple[str, str]:

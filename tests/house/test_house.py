@@ -4,7 +4,6 @@ import ast
 import doctest
 import importlib
 import inspect
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,67 +15,89 @@ from torch import nn
 
 import rnnkit
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "rnnkit").glob("*.py"))}
-MODULES = [importlib.import_module(f"rnnkit.{info.name}") for info in pkgutil.iter_modules(rnnkit.__path__)]
-
-#: Dependencies point one way: what each file may import of rnnkit. A file that isn't here, none of these may import.
-PICTURE = {
-    "equations": set(),
-    "checks": set(),
-    "matmul": set(),
-    "recurrence": {"equations"},
-    "kernels": {"equations", "matmul"},
-    "joined": {"recurrence"},
-    "bptt": {"equations", "checks", "matmul", "kernels", "recurrence", "joined"},
-    "graph": {"equations", "checks", "recurrence", "bptt"},
-    "cells": {"equations", "checks"},
-    "layers": {"equations", "checks", "recurrence", "bptt", "graph"},
-    "readable": {"cells", "layers"},
-    "fast": {"cells", "layers"},
-    "convert": {"cells", "layers"},
-}
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def imports(tree):
-    """Names of imported modules: `.x` for rnnkit's own, by either spelling."""
+def module_name(path):
+    """`rnnkit.fast.loop` of rnnkit/fast/loop.py, `rnnkit.fast` of rnnkit/fast/__init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in sorted((ROOT / "rnnkit").rglob("*.py"))}
+SOURCES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+MODULES = [importlib.import_module(name) for name in SOURCES if name != "rnnkit"]
+
+#: Who imports whom in rnnkit, each file below all that it imports: dependencies point one way, up this page.
+PICTURE = """
+equations
+checks
+sequence
+untraced
+stack          <- equations
+recurrence     <- equations stack
+fast.products
+fast.kernels   <- equations fast.products
+fast.timeline  <- equations
+fast.loop      <- equations stack fast.products fast.kernels fast.timeline
+fast.autograd  <- equations stack recurrence untraced fast.kernels fast.loop
+fast.pair      <- stack
+fast           <- stack fast.kernels fast.loop fast.autograd fast.pair
+compiler       <- equations checks stack recurrence fast
+paths          <- checks stack recurrence fast compiler
+cells          <- equations checks
+layers         <- equations checks sequence untraced stack compiler paths
+explain        <- paths cells layers
+convert        <- cells layers
+dialects       <- equations cells layers
+"""
+IMPORTS = {line.split()[0]: line.split()[2:] for line in PICTURE.strip().splitlines()}
+
+
+def imports(tree, package=""):
+    """Dotted names of the modules that a file of `package` imports, relative ones resolved."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level and node.module is None:
-            found |= {f".{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
+            home = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*home, *([node.module] if node.module else [])])
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            files = names & set(SOURCES)  # `from . import checks`, against `from .checks import check_rank`
+            found |= files | ({module} if names - files else set())
     return found
+
+
+def imports_of(name):
+    """The same of a file of rnnkit, by its name."""
+    return imports(SOURCES[name], name if FILES[name].stem == "__init__" else name.rpartition(".")[0])
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_rnnkit_needs_torch_and_the_standard_library_alone(name):
-    outside = {module.split(".")[0] for module in imports(SOURCES[name]) if not module.startswith(".")}
-    assert outside <= {"torch", *sys.stdlib_module_names}
+    assert {module.split(".")[0] for module in imports_of(name)} <= {"rnnkit", "torch", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("name", PICTURE)
-def test_dependencies_point_one_way(name):
-    own = {module.lstrip(".").split(".")[0] for module in imports(SOURCES[name]) if module.startswith(".")}
-    assert own <= PICTURE[name]
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "rnnkit"])
+def test_the_picture_shows_what_each_file_imports(name):
+    own = {module.removeprefix("rnnkit.") for module in imports_of(name) if module.split(".")[0] == "rnnkit"}
+    assert own == set(IMPORTS[name.removeprefix("rnnkit.")])
 
 
-def test_the_readable_path_knows_no_equation_by_name():
-    imported = [node for node in ast.walk(SOURCES["recurrence"]) if isinstance(node, ast.ImportFrom)]
-    names = {alias.name for node in imported if node.module == "equations" for alias in node.names}
-    assert names <= {"Equation", "State"}
+def test_dependencies_point_one_way():
+    for k, name in enumerate(IMPORTS):
+        assert set(IMPORTS[name]) <= set(list(IMPORTS)[:k]), f"{name} stands above what it imports"
+
+
+@pytest.mark.parametrize("name", ["rnnkit.stack", "rnnkit.recurrence"])
+def test_the_readable_path_knows_no_equation_by_name(name):
+    nodes = [node for node in ast.walk(SOURCES[name]) if isinstance(node, ast.ImportFrom)]
+    assert {alias.name for node in nodes if node.module == "equations" for alias in node.names} <= {"Equation", "State"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "parity").rglob("*.py")), ids=lambda path: path.stem)
 def test_parity_knows_its_subject_by_name_only(path):
     assert not {name for name in imports(ast.parse(path.read_text())) if name.split(".")[0] == "rnnkit"}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_examples_use_the_public_face_only(path):
-    assert not {name for name in imports(ast.parse(path.read_text())) if name.startswith(("rnnkit.", "parity"))}
 
 
 def test_the_witness_shares_nothing_with_what_it_judges():
@@ -119,13 +140,17 @@ def operators(module, form):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_recurrent_operator_of_torchs_runs(dtype, onednn, monkeypatch):
     layers = [(kind, form, False) for kind in KINDS for form in FORMS]
+    by = {"readable": "readable", "always fast": "fast"}
     with torch.backends.mkldnn.flags(enabled=onednn):
         for kind, form, cell in layers + [(kind, form, True) for kind in CELLS for form in FORMS[:2]]:
             ran = operators(build(nn, kind, cell=cell, dtype=dtype), form)
             assert ran & FORBIDDEN, "torch.nn's own operator should have been seen"
             for path in ("readable", "always fast"):
                 monkeypatch.setattr(rnnkit.RNNBase, "path", path)
-                ran = operators(build(rnnkit, kind, cell=cell, dtype=dtype), form)
+                module = build(rnnkit, kind, cell=cell, dtype=dtype)
+                given = arguments(module, form)
+                assert cell or rnnkit.explain(module, pack(module, given[0], form), given[1]).path == by[path]
+                ran = operators(module, form)
                 assert not ran & FORBIDDEN
                 assert not {name for name in ran if "_thnn" in name or "rnn_layer" in name}
 
@@ -152,7 +177,7 @@ def test_the_public_face_is_what_all_says():
     public = {name for name, value in vars(rnnkit).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert public == set(rnnkit.__all__)
     assert {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell", "RNNBase", "RNNCellBase"} <= public
-    assert {"convert", "to_native", "Equation", "EQUATIONS"} <= public
+    assert {"convert", "to_native", "explain", "Equation", "EQUATIONS"} <= public
 
 
 @pytest.mark.parametrize("module", [rnnkit, *MODULES], ids=lambda module: module.__name__)
@@ -175,7 +200,7 @@ def test_every_public_thing_has_a_docstring(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_the_docstrings_examples_run(module):
-    namespace = vars(module) | {"torch": torch}
+    namespace = vars(module) | {"torch": torch, "rnnkit": rnnkit}
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, globs=namespace):
         if test.examples:
             assert doctest.DocTestRunner(verbose=False).run(test).failed == 0, test.name

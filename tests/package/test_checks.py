@@ -11,7 +11,23 @@ import warnings
 
 import pytest
 import torch
-from helpers import CELLS, H_IN, KINDS, LENGTHS, H, L, N, as_list, build, named, outcome, pair, product
+from helpers import (
+    CELLS,
+    H_IN,
+    KINDS,
+    LENGTHS,
+    H,
+    L,
+    N,
+    as_list,
+    assert_equal_tensors,
+    build,
+    named,
+    numbered,
+    outcome,
+    pair,
+    product,
+)
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -43,8 +59,8 @@ def check(native, kit, *args, refused=None):
         assert torch.equal(generator, torch.get_rng_state())
     elif not any(t.is_meta for t in flat(args)):
         torch.testing.assert_close(kit(*args), native(*args), rtol=0, atol=1e-13)
-    assert all(torch.equal(t, copy) for t, copy in zip(watched, copies, strict=True))
-    assert all(torch.equal(w, copy) for w, copy in zip(kit.parameters(), weights, strict=True))
+    assert_equal_tensors(numbered("given", watched), numbered("given", copies))
+    assert_equal_tensors(numbered("weight", kit.parameters()), numbered("weight", weights))
 
 
 def flat(value):

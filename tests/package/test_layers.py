@@ -5,10 +5,12 @@ What is no matter of numbers alone is asked of both paths.
 
 import inspect
 import itertools
+import math
 import warnings
 
 import pytest
 import torch
+from changes import CHANGES
 from helpers import (
     FORMS,
     H_IN,
@@ -18,9 +20,11 @@ from helpers import (
     arguments,
     as_list,
     assert_close,
+    assert_equal_tensors,
     assert_same,
     build,
     named,
+    numbered,
     observe,
     outcome,
     pack,
@@ -30,11 +34,11 @@ from helpers import (
     tensors,
 )
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnkit
-from rnnkit import bptt
+from rnnkit import paths
+from rnnkit.fast import loop, products
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -58,7 +62,7 @@ def test_one_seed_gives_equal_weights_and_leaves_the_generator_equal(kind, optio
         made.append((module.state_dict(), after_construction, torch.get_rng_state()))
     (theirs, *their_states), (ours, *our_states) = made
     assert_same(theirs, ours)
-    assert all(torch.equal(a, b) for a, b in zip(their_states, our_states, strict=True))
+    assert_equal_tensors(numbered("generator", our_states), numbered("generator", their_states))
 
 
 @pytest.mark.parametrize("dropout", [0, 0.25])
@@ -77,7 +81,7 @@ def test_attributes_are_torchs(kind, options, dropout):
     assert kit._flat_weights_names == native._flat_weights_names
     assert list(kit.state_dict()) == list(native.state_dict())
     assert [name for name, _ in kit.named_parameters()] == [name for name, _ in native.named_parameters()]
-    assert all(type(weight) is nn.Parameter for weight in kit.parameters())
+    assert {type(weight) for weight in kit.parameters()} == {nn.Parameter}
     shapes = [[tuple(weight.shape) for weight in weights] for weights in native.all_weights]
     assert [[tuple(weight.shape) for weight in weights] for weights in kit.all_weights] == shapes
     mine = {id(weight) for weight in kit.parameters()}
@@ -143,7 +147,7 @@ def test_meta_modules_compute_shapes(kind):
         shapes = []
         for library in (nn, rnnkit):
             module = build(library, kind, **DEEP, device="meta")
-            assert all(weight.is_meta for weight in module.parameters())
+            assert {weight.device.type for weight in module.parameters()} == {"meta"}
             input, hx = arguments(build(library, kind, **DEEP), form)
             hx = [s.to("meta") for s in as_list(hx)]
             result = tensors(module(input.to("meta"), tuple(hx) if len(hx) > 1 else hx[0]))
@@ -256,7 +260,7 @@ def test_strides_do_not_matter(kind, batch_first, form, path):
             state = tuple(leaves[1:]) if len(leaves) > 2 else leaves[1]
             outputs = tensors(module(leaves[0], state))
             grads = torch.autograd.grad(sum(t.pow(2).sum() for t in outputs.values()), [*leaves, *module.parameters()])
-            results.append(outputs | {f"grad {k}": grad for k, grad in enumerate(grads)})
+            results.append(outputs | numbered("grad", grads))
         assert name == "expanded" or not leaves[0].is_contiguous() or name == "offset"
         assert_same(*results, path=path)
 
@@ -273,7 +277,7 @@ def test_a_batch_of_none(kind, batch_first, hx, path):
         outputs = tensors(module(input, None if not hx else tuple(state) if len(state) > 1 else state[0]))
         leaves = [input, *module.parameters(), *(state if hx else [])]
         grads = torch.autograd.grad(sum(t.sum() for t in outputs.values()), leaves)
-        results.append(outputs | {f"grad {k}": grad for k, grad in enumerate(grads)})
+        results.append(outputs | numbered("grad", grads))
     assert_same(*results, path=path)
 
 
@@ -333,11 +337,11 @@ def test_the_callers_tensors_are_never_written(kind, form, path):
     loss = sum(t.sum() for t in tensors(kit(given, hx)).values() if t.requires_grad)
     loss.backward()
     assert versions == [t._version for t in watched]
-    assert all(torch.equal(t, copy) for t, copy in zip(watched, copies, strict=True))
+    assert_equal_tensors(numbered("given", watched), numbered("given", copies))
 
 
 @pytest.mark.parametrize("options", product(num_layers=[1, 2], batch_first=[False, True]), ids=named)
-@pytest.mark.parametrize("steps", [1, L])
+@pytest.mark.parametrize("steps", [0, 1, L])
 @pytest.mark.parametrize("form", FORMS[:2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_two_results_share_memory(kind, form, steps, options, path):
@@ -346,8 +350,12 @@ def test_no_two_results_share_memory(kind, form, steps, options, path):
     input, hx = arguments(kit, form, steps=steps)
     with torch.no_grad():
         results = tensors(kit(input, hx))
-    storages = [t.untyped_storage().data_ptr() for t in (*results.values(), input, *as_list(hx), *kit.parameters())]
-    assert len(set(storages)) == len(storages)
+    named = results | {"input": input} | numbered("hx", as_list(hx)) | dict(kit.named_parameters())
+    owners = {}
+    for name, tensor in named.items():
+        if tensor.numel():  # what is empty lies nowhere
+            owners.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    assert [names for names in owners.values() if len(names) > 1] == []
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
@@ -374,116 +382,6 @@ def test_training_runs_coincide(kind, form, optimizer, path):
 
 
 # Weights as they are now --------------------------------------------------------------------------------------------
-
-
-def replace(module):
-    for name, weight in list(module.named_parameters()):
-        setattr(module, name, nn.Parameter(weight.detach().flip(0)))
-
-
-def tie(module):
-    module.weight_hh_l1 = module.weight_hh_l0
-    module.bias_ih_l1_reverse = module.bias_hh_l0
-
-
-def as_plain_tensors(module):
-    for name, weight in list(module.named_parameters()):
-        delattr(module, name)
-        setattr(module, name, weight.detach() * 1.5)
-
-
-def as_buffers(module):
-    for name, weight in list(module.named_parameters()):
-        delattr(module, name)
-        module.register_buffer(name, weight.detach() * 1.5)
-
-
-def in_place(module):
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.mul_(1.5)
-
-
-def through_data(module):
-    for weight in module.parameters():
-        weight.data = weight.data * 1.5
-
-
-def cast_twice(module):
-    module.float().double()
-
-
-def weight_norm(module):
-    nn.utils.weight_norm(module, "weight_hh_l0")
-    with torch.no_grad():
-        module.weight_hh_l0_g.mul_(2)
-
-
-def spectral_norm(module):
-    torch.manual_seed(0)
-    nn.utils.spectral_norm(module, "weight_hh_l0")
-
-
-def pruned(module):
-    prune.l1_unstructured(module, "weight_ih_l0", amount=0.5)
-    prune.l1_unstructured(module, "weight_hh_l1", amount=3)
-
-
-def pruned_for_good(module):
-    pruned(module)
-    prune.remove(module, "weight_ih_l0")
-
-
-class Doubled(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
-
-
-def parametrized(module):
-    parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
-    parametrize.register_parametrization(module, "bias_hh_l1", Doubled())
-
-
-def parametrized_and_back(module):
-    parametrized(module)
-    parametrize.remove_parametrizations(module, "weight_hh_l0")
-
-
-def orthogonal(module):
-    torch.manual_seed(0)
-    parametrizations.orthogonal(module, "weight_hh_l0")
-
-
-def new_weight_norm(module):
-    parametrizations.weight_norm(module, "weight_hh_l0")
-    with torch.no_grad():
-        module.parametrizations.weight_hh_l0.original0.mul_(2)
-
-
-def new_spectral_norm(module):
-    torch.manual_seed(0)
-    parametrizations.spectral_norm(module, "weight_hh_l0")
-    module.eval()  # in training every look at the weight is a step of its power iteration
-
-
-CHANGES = [
-    replace,
-    tie,
-    as_plain_tensors,
-    as_buffers,
-    in_place,
-    through_data,
-    cast_twice,
-    weight_norm,
-    spectral_norm,
-    pruned,
-    pruned_for_good,
-    parametrized,
-    parametrized_and_back,
-    orthogonal,
-    new_weight_norm,
-    new_spectral_norm,
-]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -534,7 +432,7 @@ def test_a_module_in_two_places_is_one(kind, path):
         first, second = randn(L, N, H_IN, seed=1), randn(L, N, H_IN, seed=2)
         loss = module(first)[0].pow(2).sum() + module(second)[0].pow(2).sum()
         grads = torch.autograd.grad(loss, list(module.parameters()))
-        results.append({f"grad {k}": grad for k, grad in enumerate(grads)})
+        results.append(numbered("grad", grads))
     assert_same(*results, path=path)
 
 
@@ -544,32 +442,130 @@ def test_the_path_is_chosen_by_module_class_or_all(monkeypatch, kind, form):
     """The fast path runs where it is asked for, and says the same."""
     _, kit = pair(kind, **DEEP)
     ran = []
-    monkeypatch.setattr(bptt, "stack", lambda *args, stack=bptt.stack: ran.append("fast") or stack(*args))
+    for name, layer in paths.LAYERS.items():
+        monkeypatch.setitem(paths.LAYERS, name, lambda each, name=name, layer=layer: ran.append(name) or layer(each))
     expected = observe(kit, form)
-    assert not ran
     for owner in (kit, type(kit), rnnkit.RNNBase):
         with monkeypatch.context() as context:
             context.setattr(owner, "path", "always fast", raising=False)
-            assert_same(expected, observe(kit, form), path="always fast")
-        assert ran == ["fast"]
-        ran.clear()
+            assert_same(expected, observe(kit, form), path="always fast", case=owner.__class__.__name__)
         observe(kit, form)
-        assert not ran
+    assert ran == ["readable"] * 2 + (["fast"] * 2 + ["readable"] * 2) * 3
 
 
 def test_one_forward_serves_all_layers():
     assert {getattr(rnnkit, name).forward for name in LAYERS} == {rnnkit.RNNBase.forward}
 
 
-def test_a_path_that_does_not_exist_is_refused():
-    rnn = rnnkit.LSTM(2, 3)
-    rnn.path = "Fast"
-    with pytest.raises(ValueError, match="path should be 'fast', 'always fast' or 'readable', got: 'Fast'"):
-        rnn(torch.zeros(4, 2))
+SETTINGS = [
+    ("path", "nonsense", ValueError),
+    ("path", "Fast", ValueError),
+    ("path", None, ValueError),
+    ("checkpoint_every", True, TypeError),
+    ("checkpoint_every", False, TypeError),
+    ("checkpoint_every", 2.5, TypeError),
+    ("checkpoint_every", "4", TypeError),
+    ("checkpoint_every", 0, ValueError),
+    ("checkpoint_every", -1, ValueError),
+]
 
 
-def test_all_layers_take_the_path_of_their_base(monkeypatch):
-    monkeypatch.setattr(rnnkit.RNNBase, "path", "nowhere")
-    for kind in (rnnkit.RNN, rnnkit.LSTM, rnnkit.GRU):
-        with pytest.raises(ValueError, match="nowhere"):
-            kind(2, 3)(torch.zeros(4, 2))
+@pytest.mark.parametrize(("setting", "value", "error"), SETTINGS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(monkeypatch, kind, form, setting, value, error, path):
+    """By either path, wherever it was set, and before anything is computed."""
+    _, kit = pair(kind, **DEEP)
+    input, hx = arguments(kit, form)
+    for owner in (kit, type(kit), rnnkit.RNNBase):
+        with monkeypatch.context() as context:
+            context.setattr(owner, setting, value, raising=False)
+            for name in paths.LAYERS:
+                context.setitem(paths.LAYERS, name, None)
+            with pytest.raises(error, match=f"^{setting} .*got:? {value!r}$"):
+                kit(pack(kit, input, form), hx)
+
+
+@pytest.mark.parametrize("every", [None, 1, 2, L, 10**9])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_every_so_many_steps_changes_nothing_but_memory(monkeypatch, kind, form, every, path):
+    native, kit = pair(kind, **DEEP)
+    monkeypatch.setattr(rnnkit.RNNBase, "checkpoint_every", every)
+    assert_same(observe(native, form), observe(kit, form), path=path, case=f"every {every} steps")
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("every", [1, 2, 3, 10])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_graph_no_state_that_waits_is_written_over(monkeypatch, kind, every, hx, path):
+    """Steps share memory then: not with sequences that are over, whatever their lengths, wherever time is cut."""
+    native, kit = pair(kind, **DEEP)
+    input, state = arguments(native, hx=hx)
+    monkeypatch.setattr(loop, "WEIGHTS", 0)
+    for lengths in itertools.combinations_with_replacement(range(L, 0, -1), N):
+        packed = nn.utils.rnn.pack_padded_sequence(input.detach(), lengths)
+        elements = every * len(packed.data) * len(kit.weight_ih_l0) / lengths[0]
+        monkeypatch.setattr(loop, "ELEMENTS", math.ceil(elements))  # so that spans have `every` steps
+        with torch.no_grad():
+            expected, seen = (tensors(module(packed, state)) for module in (native, kit))
+        assert_same(expected, seen, path=path, case=f"lengths {lengths} in spans of {every} steps")
+
+
+# Threads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("dtype", "onednn"),
+    [(torch.float64, False), (torch.float32, False), (torch.float32, True)],
+    ids=["float64", "float32 by MKL", "float32 by oneDNN"],
+)
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_threads_compute_what_the_definition_says(monkeypatch, kind, form, dtype, onednn):
+    """At sizes that are worth sharing out: all that is chosen by the number of threads is chosen for two."""
+    steps, batch, asked = 8, 64, []
+    if onednn and not products._available():
+        pytest.skip("no oneDNN in this torch")
+
+    def faster(use, threads, *shape):
+        asked.append(threads)
+        return onednn
+
+    monkeypatch.setattr(products, "_onednn_is_faster", faster)  # which goes by measured times
+    _, kit = pair(kind, input_size=64, hidden_size=256, bidirectional=True, dtype=dtype)
+    with torch.no_grad():
+        for weight in kit.parameters():
+            weight.mul_(0.1)  # their sums are over hundreds
+    input = randn(steps, batch, 64, seed=1, dtype=dtype).requires_grad_()
+    lengths = [steps] * (batch // 2) + [steps // 2] * (batch - batch // 2)
+    leaves = {"input": input} | dict(kit.named_parameters())
+
+    def run(path):
+        kit.path = path
+        given = nn.utils.rnn.pack_padded_sequence(input, lengths) if form == "packed" else input
+        assert rnnkit.explain(kit, given).path == path.split()[-1]
+        results = tensors(kit(given))
+        loss = sum(
+            (results[name] * randn(*results[name].shape, seed=9, dtype=dtype)).sum()
+            for name in ("output", "h_n", "c_n", "data")
+            if name in results
+        )
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+        with torch.no_grad():
+            quiet = {f"{name} without a graph": t for name, t in tensors(kit(given)).items()}
+        return results | quiet | {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+    with torch.backends.mkldnn.flags(enabled=True):
+        found = run("always fast")
+    assert_same(run("readable"), found, path="always fast", case="two threads")
+    assert set(asked) == ({2} if dtype is torch.float32 else set())

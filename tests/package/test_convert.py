@@ -85,7 +85,9 @@ def test_a_model_keeps_its_numbers_and_its_face(turn, source, target, inplace):
     before, keys, text = run(model), list(model.state_dict()), repr(model)
     turned = turn(model, inplace=inplace)
     assert len(recurrent(turned)) == 6
-    assert all(type(module) is getattr(target, type(module).__name__) for module in recurrent(turned).values())
+    assert {type(module).__module__.split(".")[0] for module in recurrent(turned).values()} == {
+        target.__name__.split(".")[0]
+    }
     assert_same(before, run(turned))
     assert list(turned.state_dict()) == keys
     assert repr(turned) == text
@@ -112,7 +114,7 @@ def assert_turns(turn, target, module, form):
     weights, before, text = list(module.parameters()), observe(module, form), repr(module)
     turned = turn(module)
     assert type(turned) is getattr(target, type(module).__name__)
-    assert all(a is b for a, b in zip(turned.parameters(), weights, strict=True))
+    assert [*map(id, turned.parameters())] == [*map(id, weights)]
     assert repr(turned) == text
     assert_same(before, observe(turned, form))
 
@@ -125,7 +127,7 @@ def test_there_and_back_is_the_same(kind, cell):
     assert type(back) is type(native)
     assert sorted(vars(back)) == sorted(vars(native))
     assert (back.note, back.training) == ("kept", False)
-    assert all(a is b for a, b in zip(back.parameters(), native.parameters(), strict=True))
+    assert [*map(id, back.parameters())] == [*map(id, native.parameters())]
     for name in native.__constants__:
         assert getattr(back, name) == getattr(native, name)
     assert_same(observe(native), observe(back))
@@ -150,7 +152,7 @@ def test_in_place_an_optimizer_goes_on(turn, source, target):
             if turns and step == 3:
                 before = list(model.parameters())
                 model = turn(model)
-                assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+                assert [*map(id, model.parameters())] == [*map(id, before)]
             optimizer.zero_grad()
             loss = sum(t.pow(2).sum() for t in model(torch.arange(6).reshape(2, 3)))
             loss.backward()
@@ -165,7 +167,7 @@ def test_a_copy_leaves_the_model_alone(turn, source, target):
     model = Tagger(source)
     before, modules = run(model), list(model.modules())
     turned = turn(model, inplace=False)
-    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert [*map(id, model.modules())] == [*map(id, modules)]
     assert not {t.data_ptr() for t in turned.parameters()} & {t.data_ptr() for t in model.parameters()}
     with torch.no_grad():
         for weight in turned.parameters():
@@ -223,7 +225,8 @@ def test_gradients_and_buffers_go_over(turn, source, target):
     module(randn(L, N, H_IN, seed=1))[0].sum().backward()
     grads = [w.grad for w in module.parameters()]
     turned = turn(module)
-    assert all(w.grad is grad is not None for w, grad in zip(turned.parameters(), grads, strict=True))
+    assert None not in grads
+    assert [id(w.grad) for w in turned.parameters()] == [*map(id, grads)]
     assert turned.seen == 3
     assert "seen" in turned.state_dict()
 
@@ -468,7 +471,7 @@ def test_hooks_bound_to_the_old_module_are_bound_to_the_new(turn, source, target
     exercise(turned[0])
     ((self, handed),) = called
     assert self is turned[0]
-    assert all(module is turned[0] for module in handed), f"{register} hands over {handed}"
+    assert set(map(id, handed)) == {id(turned[0])}, f"{register} hands over {handed}"
     if inplace:
         handle.remove()
         exercise(turned[0])
@@ -568,7 +571,7 @@ def test_functions_that_hold_nothing_of_the_model_go_over(turn, source, target):
     vars(module)["proxies"] = (module.proxy,)
     kept = {key: vars(module)[key] for key in ("plain", "recursive", "unset", "itself", "gone", "proxy", "proxies")}
     turned = turn(module)
-    assert all(vars(turned)[key] is value for key, value in kept.items())
+    assert [key for key, value in kept.items() if vars(turned)[key] is not value] == []
     late = None  # so that `unset` has a cell, empty until here
 
 
@@ -624,7 +627,7 @@ def test_a_module_at_several_places_is_replaced_by_one_at_any_depth(turn, source
         deep = deep[0]
     assert type(deep) is target.GRU
     found = [turned["one"], turned["two"], *turned["three"], turned.plain[0]]
-    assert all(module is deep for module in found)
+    assert set(map(id, found)) == {id(deep)}
     assert (model["one"] is shared) != inplace
     assert (deep.weight_hh_l0 is shared.weight_hh_l0) == inplace
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import product, randn
+from helpers import assert_equal_tensors, product, randn
 from numpy import tanh
 from torch import nn
 
@@ -266,9 +266,8 @@ def outputs_of(module: Any, x: np.ndarray) -> np.ndarray:
 
 
 def assert_agree(expected: np.ndarray, seen: np.ndarray, case: str) -> None:
-    assert seen.shape == expected.shape, f"{case}: output has shape {seen.shape}, expected {expected.shape}"
-    at = np.unravel_index(np.abs(seen - expected).argmax(), expected.shape)
-    assert np.abs(seen - expected)[at] <= 1e-14, f"{case}: output{list(at)} is {seen[at]}, expected {expected[at]}"
+    seen, expected = ({"output": torch.from_numpy(output)} for output in (seen, expected))
+    assert_equal_tensors(seen, expected, 1e-14, case)
 
 
 def example(system: str, kind: str) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
@@ -334,10 +333,7 @@ def test_a_layer_of_the_base_class_is_dumped_too():
 
 
 def assert_equal(before: Any, after: Any, case: str) -> None:
-    before, after = torch.as_tensor(before), torch.as_tensor(after)
-    assert (after.dtype, after.shape) == (before.dtype, before.shape), case
-    different = (after != before) & ~(after.isnan() & before.isnan())
-    assert not different.any(), f"{case}: {after[different][0]}, expected {before[different][0]}"
+    assert_equal_tensors({"array": torch.as_tensor(after)}, {"array": torch.as_tensor(before)}, case=case)
 
 
 @every_row
