@@ -500,7 +500,10 @@ def test_a_checkpoint_every_so_many_steps_changes_nothing_but_memory(monkeypatch
 @pytest.mark.parametrize("graph", [False, True], ids=["no graph", "checkpoint"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_nothing_is_kept_no_state_that_waits_is_written_over(monkeypatch, kind, graph, every, hx, path):
-    """Without a graph, and up to a checkpoint. Steps share memory then: not with sequences that are over, whatever their lengths, wherever time is cut."""
+    """Without a graph, and up to a checkpoint, steps share memory: not with sequences that are over.
+
+    Whatever the lengths, wherever time is cut.
+    """
     native, kit = pair(kind, **DEEP)
     input, state = arguments(native, hx=hx)
     kit.checkpoint_every = L
