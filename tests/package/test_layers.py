@@ -497,17 +497,22 @@ def test_a_checkpoint_every_so_many_steps_changes_nothing_but_memory(monkeypatch
 
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "zeros"])
 @pytest.mark.parametrize("every", [1, 2, 3, 10])
+@pytest.mark.parametrize("graph", [False, True], ids=["no graph", "checkpoint"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_graph_no_state_that_waits_is_written_over(monkeypatch, kind, every, hx, path):
-    """Steps share memory then: not with sequences that are over, whatever their lengths, wherever time is cut."""
+def test_where_nothing_is_kept_no_state_that_waits_is_written_over(monkeypatch, kind, graph, every, hx, path):
+    """Without a graph, and up to a checkpoint, steps share memory: not with sequences that are over.
+
+    Whatever the lengths, wherever time is cut.
+    """
     native, kit = pair(kind, **DEEP)
     input, state = arguments(native, hx=hx)
+    kit.checkpoint_every = L
     monkeypatch.setattr(loop, "WEIGHTS", 0)
     for lengths in itertools.combinations_with_replacement(range(L, 0, -1), N):
         packed = nn.utils.rnn.pack_padded_sequence(input.detach(), lengths)
         elements = every * len(packed.data) * len(kit.weight_ih_l0) / lengths[0]
         monkeypatch.setattr(loop, "ELEMENTS", math.ceil(elements))  # so that spans have `every` steps
-        with torch.no_grad():
+        with torch.set_grad_enabled(graph):
             expected, seen = (tensors(module(packed, state)) for module in (native, kit))
         assert_same(expected, seen, path=path, case=f"lengths {lengths} in spans of {every} steps")
 
