@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import paths
@@ -11,18 +12,20 @@ from .paths import Choice
 
 
 def explain(module: nn.Module, input: Any, hx: Any = None) -> Choice:
-    """Return the path that `module(input, hx)` takes here and now, and the reason, without running it.
+    """Return the path that `module(input, hx)` takes here and now, and the reason. A layer is not run for it.
 
     module     a layer or a cell of rnnkit
     input, hx  as for a call
     returns    (path, reason), strings that print as "fast: 50 steps"
 
-    Raises TypeError for any other module, and for for arguments that the call would refuse what that would raise.
+    Raises TypeError for any other module, and for arguments that the call would refuse what that would raise.
 
     >>> print(explain(rnnkit.GRU(3, 4), torch.randn(50, 2, 3)))
     fast: 50 steps
     """
     if isinstance(module, RNNCellBase):
+        with torch.no_grad():
+            module.forward(input, hx)  # to raise what the call raises
         return Choice("readable", "a cell takes one step")
     if not isinstance(module, RNNBase):
         raise TypeError(f"module should be a layer or a cell of rnnkit, got: {type(module).__name__}")

@@ -88,8 +88,9 @@ class Loop:
         carry = Carry(self.state)
         with torch.inference_mode():  # nothing here concerns autograd, and calls are cheaper without
             x = output if kernel.tapeless else tape[0] if tape else _igates_memory(self.direction, most)
-            if tape is None:  # all steps share what they write on
-                tape = _tape(self.direction, x.new_empty(time.N, x.size(1)), most)
+            again = tape is None
+            if tape is None:  # what is written on is written on again: in a padded batch by the next step, else span
+                tape = _tape(self.direction, x.new_empty(time.N if time.padded else most, x.size(1)), most)
             _, w_hh, _, b_hh, w_hr = self.weights
             igates, hgates = self._igates(most), self._product(w_hh, b_hh)
             project = None if w_hr is None else self._product(w_hr)
@@ -101,6 +102,10 @@ class Loop:
                 for n, steps in time.stretches(span, [of_output, m, *prepared]):
                     state = carry.resize(n)
                     carry.state = kernel.forward(state, zip(*steps, strict=True), hgates, project, self.arithmetic)
+                if again and not time.padded:
+                    carry.state, carry.waiting = (
+                        tuple(s.clone() for s in part) for part in (carry.state, carry.waiting)
+                    )
         return self._as_steps(output), tuple(s.clone() for s in carry.whole())
 
     def _igates(self, most: int) -> Callable[[Span, Tensor], Tensor]:
