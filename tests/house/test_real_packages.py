@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import parity
-from parity.checkup.subjects import load
+from parity.subjects import load
 from rnnkit.dialects import DIALECTS
 
 FLOAT32 = "in float32 in a float64 run"

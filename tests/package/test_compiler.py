@@ -6,15 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, build, pack
+from cases import leaves, make_stack, wanting
+from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, assert_equal_tensors, build, pack
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnkit
-from rnnkit import bptt, checks, graph, recurrence
+from rnnkit import compiler, paths, stack, untraced
 from rnnkit.equations import EQUATIONS
+from rnnkit.fast import autograd, loop
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -43,14 +46,15 @@ def compiled(module, graphs=None, **options):
     return torch.compile(module, backend=backend, **{"fullgraph": True} | options)
 
 
-def leaves(result):
+def flat(result):
     """The tensors of a result."""
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=1e-10, case=""):
     """To rounding, which the order of the sums in a gradient changes."""
-    torch.testing.assert_close(list(found), list(expected), rtol=0, atol=1e-10)
+    found, expected = ({f"tensor {k}": t for k, t in enumerate(tensors)} for tensors in (found, expected))
+    assert_equal_tensors(found, expected, tolerance, case)
 
 
 def example(module, form="padded", **options):
@@ -63,10 +67,10 @@ def packed(lengths):
 
 
 def gradients(run, module, *args):
-    results = leaves(run(*args))
+    results = flat(run(*args))
     results = [y for y in results if y.requires_grad]
     loss = sum(((k + 1) * y * y).sum() for k, y in enumerate(results))
-    inputs = [t for t in leaves(args) if t.requires_grad]
+    inputs = [t for t in flat(args) if t.requires_grad]
     return [*results, *torch.autograd.grad(loss, [*inputs, *module.parameters()])]
 
 
@@ -84,7 +88,7 @@ def test_compiled_is_eager(kind, form, monkeypatch):
     found = gradients(run, module, *args)
     assert_same(found, expected)
     with torch.no_grad():
-        assert_same(leaves(run(*args)), leaves(module(*args)))
+        assert_same(flat(run(*args)), flat(module(*args)))
 
 
 @kinds
@@ -139,7 +143,7 @@ def test_packed_batches_of_any_sizes_share_a_graph(kind, path):
     counts = []
     for lengths in ([5, 3, 2], [6, 4, 1], [9, 4, 3], [7, 7, 2], [12, 3, 3, 2], [10, 9, 8, 7, 6]):
         x = packed(lengths)
-        assert_same(leaves(run(x)), leaves(module(x)))
+        assert_same(flat(run(x)), flat(module(x)))
         counts.append(len(graphs))
     assert counts[1] == counts[-1]
 
@@ -158,55 +162,173 @@ def test_compiled_dropout_is_drawn_anew_and_only_in_training(kind):
     run = compiled(module)
     assert not torch.equal(run(x)[0], run(x)[0])
     module.eval()
-    assert_same(leaves(run(x)), leaves(module(x)))
+    assert_same(flat(run(x)), flat(module(x)))
 
 
-def test_backward_twice_through_a_retained_graph(path):
+def test_backward_goes_through_a_retained_graph_as_often_as_asked(path):
     module = build(rnnkit, "LSTM")
+    weights = list(module.parameters())
     y = compiled(module)(arguments(module)[0])[0].sum()
-    first = torch.autograd.grad(y, list(module.parameters()), retain_graph=True)
-    assert_same(torch.autograd.grad(y, list(module.parameters())), first)
+    runs = [torch.autograd.grad(y, weights, retain_graph=retain) for retain in (True, True, False)]
+    for again in runs[1:]:
+        assert_same(again, runs[0], 0.0)
+    assert_same(runs[0], torch.autograd.grad(module(arguments(module)[0])[0].sum(), weights))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(y, weights)
 
 
-def test_what_forward_recorded_lives_as_long_as_its_graph():
-    module = build(rnnkit, "GRU")
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("every", [1, 2, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM-proj", "GRU"])
+def test_checkpoints_in_a_graph_change_no_value(kind, dtype, every, form, monkeypatch):
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
+    module = build(rnnkit, kind, dtype=dtype, bidirectional=True)
+    args = example(module, form)
+    expected = gradients(module, module, *args)
+    module.checkpoint_every = every
+    assert_same(gradients(compiled(module), module, *args), expected, 1e-10 if dtype == torch.float64 else 2e-3)
+
+
+class Operators(TorchDispatchMode):
+    """The operator's calls: which tensors are there, which of these want a gradient, and how many results it had."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        results = operator(*args, **(kwargs or {}))
+        if operator is torch.ops.rnnkit.unroll.default:
+            self.calls.append((list(args[1]), len(results)))
+        return results
+
+
+def results_of_the_operator(direction):
+    """How many tensors it returns, beside the output and the state."""
+    with Operators() as seen:
+        compiler.unroll(direction)
+    ((_, count),) = seen.calls
+    return count - 1 - len(direction.state)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@kinds
+def test_the_operator_returns_a_tape_where_a_gradient_is_wanted_and_else_none(kind, packed):
+    stack = make_stack(kind, packed=packed)
+    direction = stack.direction(0, stack.input, False)
+    tape = len(loop.new_tape(direction))
+    assert tape == {"tanh": 0, "relu": 0, "LSTM": 3, "LSTM-proj": 4, "GRU": 2}[kind]
+    assert results_of_the_operator(direction) == tape
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet():
+            assert results_of_the_operator(direction) == 0
+    for setting in ({"checkpoint_every": 2}, {"path": "readable"}):
+        assert results_of_the_operator(direction._replace(**setting)) == 0, setting
+    wanting(stack, ["b_hh_l0"])
+    assert results_of_the_operator(direction) == tape
+    wanting(stack, [])
+    assert results_of_the_operator(direction) == 0
+
+
+@kinds
+def test_in_a_graph_without_a_gradient_wanted_there_is_no_tape(kind, monkeypatch):
+    """Neither under no_grad nor of frozen weights, and after either a graph that trains has one, and trains."""
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
+    module, graphs = build(rnnkit, kind), []
+    x = arguments(module)[0].detach()
+    run = compiled(module, graphs)
+    results = []
+    for wanted, context in ((True, torch.no_grad), (True, torch.enable_grad), (False, torch.enable_grad)):
+        module.requires_grad_(wanted)
+        with context():
+            output, _ = run(x)
+        (node,) = [n for n in graphs[-1].graph.nodes if "rnnkit.unroll" in str(n.target)]
+        results.append(len(node.meta["example_value"]) - 1 - len(module.equation.state))
+        assert any(node.args[1]) == output.requires_grad == (wanted and context is torch.enable_grad)
+    stack = make_stack(kind)
+    assert results == [0, len(loop.new_tape(stack.direction(0, stack.input, False))), 0]
+    module.requires_grad_(True)
+    with torch.no_grad():
+        quiet = flat(run(x))
+    assert_same(quiet, [y.detach() for y in flat(run(x))])
+    assert_same(gradients(run, module, x), gradients(module, module, x))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "LSTM-proj", "GRU"])
+def test_a_tape_lives_as_long_as_its_graph(kind, monkeypatch):
+    """Nothing is kept on the side."""
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
+    made, new_tape = [], loop.new_tape
+
+    def watched(direction):
+        tape = new_tape(direction)
+        made.extend(weakref.ref(tensor) for tensor in tape)
+        return tape
+
+    module = build(rnnkit, kind)
     x = arguments(module)[0]
     run = compiled(module)
     run(x)[0].sum().backward()
+    monkeypatch.setattr(compiler.fast, "new_tape", watched)
     y = run(x)[0]
-    assert len(graph.RECORDS) == 1
+    assert made
+    assert all(tensor() is not None for tensor in made)
     del y
     gc.collect()
-    assert not graph.RECORDS
+    assert not [tensor() for tensor in made if tensor() is not None]
 
 
-def test_without_a_gradient_wanted_nothing_is_recorded():
-    module = build(rnnkit, "GRU")
-    x = arguments(module)[0]
-    with torch.no_grad():
-        y = compiled(module)(x)
-    assert not graph.RECORDS
-    assert not y[0].requires_grad
-
-
-def test_a_record_that_is_lost_is_made_again(path):
-    module = build(rnnkit, "LSTM", **DEEP)
-    x, hx = arguments(module)
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@kinds
+def test_two_graphs_may_live_at_once_and_go_back_in_any_order(kind, form, path):
+    module = build(rnnkit, kind, **DEEP)
     run = compiled(module)
-    expected = torch.autograd.grad(module(x, hx)[0].sum(), [x, *hx, *module.parameters()])
-    y = leaves(run(x, hx))[0].sum()
-    graph.RECORDS.clear()
-    assert_same(torch.autograd.grad(y, [x, *hx, *module.parameters()]), expected)
+    examples = [example(module, form, seed=seed) for seed in (1, 2)]
+    weights = list(module.parameters())
+
+    def back(results, retain):
+        return torch.autograd.grad(sum(y.square().sum() for y in flat(results)), weights, retain_graph=retain)
+
+    def only_floats(results):
+        return [y for y in flat(results) if y.requires_grad]
+
+    expected = [back(only_floats(module(*args)), False) for args in examples]
+    first, second = (only_floats(run(*args)) for args in examples)
+    for results, wanted in ((first, 0), (second, 1), (first, 0)):
+        assert_same(back(results, True), expected[wanted], 1e-9, (kind, form))
+    assert_same(back(second, False), expected[1], 1e-9, (kind, form))
+    assert_same(back(first, False), expected[0], 1e-9, (kind, form))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@kinds
+def test_a_compiled_gradient_at_gates_of_exactly_0_is_the_eager_one(kind, dtype, path):
+    """Of relu that is 0."""
+    module = build(rnnkit, kind, dtype=dtype)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+    x = torch.zeros(5, N, H_IN, dtype=dtype, requires_grad=True)
+    found, expected = ([*torch.autograd.grad(run(x)[0].sum(), [*module.parameters()])] for run in (compiled(module), module))
+    assert_same(found, expected, 1e-6, (kind, dtype, path))
+    if kind == "relu":
+        assert not any(gradient.any() for gradient in found)
 
 
 def test_frozen_weights_get_no_gradient_and_cost_none(monkeypatch):
-    wanted = []
-    record = graph.Call.record
-    monkeypatch.setattr(graph.Call, "record", lambda call: wanted.append(list(call.needed)) or record(call))
+    wanted, backward = [], loop.Loop.backward
+
+    def watched(run, output, tape, grads, needed):
+        wanted.append(list(needed))
+        return backward(run, output, tape, grads, needed)
+
+    monkeypatch.setattr(loop.Loop, "backward", watched)
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
     module = build(rnnkit, "GRU").requires_grad_(False)
     module.bias_hh_l0.requires_grad_()
     compiled(module)(arguments(module, hx=False)[0].detach())[0].sum().backward()
-    assert wanted == [[False] * 5 + [True]]
+    assert wanted == [[False, False, False, False, True, False, False]]  # input; w_ih, w_hh, b_ih, b_hh, w_hr; h
     assert module.bias_hh_l0.grad is not None
     assert module.weight_hh_l0.grad is None
 
@@ -242,7 +364,7 @@ def test_an_ensemble_inside_a_graph():
     assert_same([compiled(ensemble)(params, x)], [torch.stack([module(x)[0] for module in modules])])
 
 
-def test_what_a_graph_can_t_differentiate_it_refuses():
+def test_what_a_graph_cannot_differentiate_it_refuses():
     module = build(rnnkit, "GRU")
     x = arguments(module)[0]
     run = compiled(module)
@@ -258,7 +380,7 @@ def test_autocast_in_a_graph_is_autocast_outside(kind):
     module = build(rnnkit, kind, dtype=torch.float32, **DEEP)
     x, hx = arguments(module)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, expected = leaves(compiled(module)(x, hx)), leaves(module(x, hx))
+        found, expected = flat(compiled(module)(x, hx)), flat(module(x, hx))
     assert [y.dtype for y in found] == [y.dtype for y in expected]
     assert_same(found, expected)
     torch.autograd.grad(sum(y.float().sum() for y in found), list(module.parameters()))
@@ -281,27 +403,30 @@ def test_a_compiled_sequence_of_length_0(kind, form):
     module = build(rnnkit, kind, **DEEP)
     x, hx = arguments(module, form, steps=0)
     run = compiled(module)
-    assert_same(leaves(run(x, hx)), leaves(module(x, hx)))
+    assert_same(flat(run(x, hx)), flat(module(x, hx)))
     states = hx if isinstance(hx, tuple) else (hx,)
-    grads = torch.autograd.grad(sum(y.sum() for y in leaves(run(x, hx))[1:]), states)
+    grads = torch.autograd.grad(sum(y.sum() for y in flat(run(x, hx))[1:]), states)
     assert all(torch.equal(g, torch.ones_like(g)) for g in grads)
 
 
+@pytest.mark.parametrize("every", [None, 2])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", ["GRU", "LSTM-proj"])
-def test_the_operators_are_what_torch_asks_of_operators(kind, packed, path):
-    module = build(rnnkit, kind, bidirectional=True)
-    weights = [w for listed in module.all_weights for w in listed]
-    x, hx = example(module, "packed" if packed else "padded")
-    hx = hx if isinstance(hx, tuple) else (hx,)
-    states = [s for pair in zip(*hx, strict=True) for s in pair]
-    batch_sizes, rows = (x.batch_sizes, x.data) if packed else (None, x)
-    needed = [True] * (1 + len(states) + len(weights))
-    call = (rows, states, weights, batch_sizes, needed, module.mode, True, path, None, None)
-    # aot_dispatch_* draw their own comparison of tickets, which differ from call to call
-    torch.library.opcheck(
-        graph._stack, call, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+def test_the_operators_are_what_torch_asks_of_operators(kind, packed, path, every):
+    stack = make_stack(kind, packed=packed)
+    tensors = [*leaves(stack).values()]
+    arguments = (
+        tensors,
+        [True] * len(tensors),
+        [tensor is not None for tensor in stack.direction(0, stack.input, True).tensors],
+        stack.batch_sizes,
+        "LSTM" if kind == "LSTM-proj" else kind,
+        True,
+        path,
+        every,
+        None,
     )
+    torch.library.opcheck(compiler._unroll, arguments)
 
 
 # torch.export -------------------------------------------------------------------------------------------------------
@@ -317,7 +442,7 @@ def test_an_exported_program_is_the_module_at_every_length(kind, form, hx):
     for steps in (1, 7, 50):
         x, states = arguments(module, form, hx=hx, seed=steps, steps=steps)
         with torch.no_grad():
-            assert_same(leaves(program.module()(x, states)), leaves(module(x, states)))
+            assert_same(flat(program.module()(x, states)), flat(module(x, states)))
 
 
 @kinds
@@ -356,36 +481,47 @@ def test_a_packed_input_is_not_exported():
 
 
 def test_without_scan_an_export_is_for_one_length(monkeypatch):
-    monkeypatch.setattr(graph, "scan", None)
+    monkeypatch.setattr(compiler, "scan", None)
     module = build(rnnkit, "LSTM", **DEEP).eval()
     x = arguments(module)[0].detach()
     program = torch.export.export(module, (x,))
-    assert_same(leaves(program.module()(x)), leaves(module(x)))
+    assert_same(flat(program.module()(x)), flat(module(x)))
 
 
 # What torch keeps for itself ----------------------------------------------------------------------------------------
 
 
-def test_what_is_used_of_torch_s_own_is_there():
-    assert graph.scan is not None
+def test_what_is_used_of_torchs_own_is_there():
+    assert compiler.scan is not None
     assert callable(torch._C._are_functorch_transforms_active)
     assert torch.autograd.profiler._is_profiler_enabled is False
-    assert bptt.TELLING
-    assert checks.TELLING
+    assert hasattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
+    assert paths.TELLING
+    assert autograd.TELLING
 
 
 def test_without_them_modules_and_graphs_work(monkeypatch):
-    monkeypatch.setattr(graph, "transforming", lambda: True)
+    monkeypatch.setattr(compiler, "transforming", lambda: True)
     module = build(rnnkit, "GRU")
+    module.path = "always fast"
     x = arguments(module)[0]
-    assert_same(leaves(compiled(module)(x)), leaves(module(x)))
-    monkeypatch.setattr(bptt, "stack", None)
-    for owner in (bptt, checks):
+    assert_same(flat(compiled(module)(x)), flat(module(x)))
+    for owner in (paths, autograd):
         with monkeypatch.context() as context:
             context.setattr(owner, "TELLING", False)
-            assert_same(leaves(module(x)), leaves(compiled(module)(x)))
+            assert rnnkit.explain(module, x).path == "readable"
+            assert_same(flat(module(x)), flat(compiled(module)(x)))
+    assert rnnkit.explain(module, x).path == "fast"
     monkeypatch.setattr(torch.autograd, "profiler", SimpleNamespace())
-    assert recurrence.named(EQUATIONS["GRU"], 0, len) is len
+    assert stack.named(len, EQUATIONS["GRU"], 0) is len
+
+
+def test_without_dynamos_strategies_what_is_untraced_is_disabled(monkeypatch):
+    dynamo = torch._C._dynamo
+    monkeypatch.setattr(dynamo, "eval_frame", SimpleNamespace())
+    disabled = untraced.untraced(lambda x: x + torch.compiler.is_compiling())
+    monkeypatch.undo()
+    assert torch.compile(lambda x: disabled(x) * 2, backend="eager")(torch.ones(1)) == 2
 
 
 # Cells --------------------------------------------------------------------------------------------------------------
@@ -402,7 +538,7 @@ def test_a_loop_over_a_cell_compiles(kind):
             state = cell(step, state)
         return state
 
-    assert_same(leaves(compiled(loop)(x)), leaves(loop(x)))
+    assert_same(flat(compiled(loop)(x)), flat(loop(x)))
 
 
 def test_modules_are_freed():
