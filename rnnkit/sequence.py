@@ -61,6 +61,6 @@ class Form(NamedTuple):
     def output(self, rows: Tensor) -> Any:
         """Return the output in the input's form: the reverse of `batch` and `rows`."""
         if self.packed is not None:
-            return self.packed._replace(data=rows)
+            return PackedSequence(rows, *self.packed[1:])
         output = rows.transpose(0, 1) if self.batch_first else rows
         return output if self.batched else output.squeeze(self.batch_dim)

@@ -103,9 +103,7 @@ def direction_results(direction: Direction, unroll: Any) -> dict[str, Tensor]:
     return {"output": output, **dict(zip(("h_n", "c_n"), state, strict=False))}
 
 
-def gradients(
-    outputs: Mapping[str, Tensor], of: Mapping[str, Tensor], **options: Any
-) -> dict[str, Tensor]:
+def gradients(outputs: Mapping[str, Tensor], of: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
     """Of a sum in which every element of every output has a weight of its own."""
     draws = torch.Generator().manual_seed(2)
     pairs = [(y, torch.randn(y.shape, generator=draws, dtype=torch.float64).to(y.dtype)) for y in outputs.values()]

@@ -60,11 +60,15 @@ def test_checkpointing_changes_no_value(options, dtype, every, spans, monkeypatc
 @kinds
 def test_checkpoints_of_a_deep_stack_change_no_gradient(kind, packed, dtype, every, products, monkeypatch):
     go(monkeypatch, products=products)
-    stack = make_stack(kind, layers=2, D=2, packed=[5] * 6 + [4] * 5 + [1] * 9 if packed else False, L=20, N=5, dtype=dtype)
+    stack = make_stack(
+        kind, layers=2, D=2, packed=[5] * 6 + [4] * 5 + [1] * 9 if packed else False, L=20, N=5, dtype=dtype
+    )
     found, expected = results(stack._replace(checkpoint_every=every), FAST), results(stack, READABLE)
     of_outputs, of_gradients = max(TOLERANCES[dtype][0], 1e-13), 2 * TOLERANCES[dtype][1]
     assert_near(found, expected, of_outputs, (kind, packed, every))
-    assert_near(gradients(found, leaves(stack)), gradients(expected, leaves(stack)), of_gradients, (kind, packed, every))
+    assert_near(
+        gradients(found, leaves(stack)), gradients(expected, leaves(stack)), of_gradients, (kind, packed, every)
+    )
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 9])
@@ -205,7 +209,9 @@ def test_gradients_can_be_asked_for_in_batches(kind, packed, dtype):
     ask = functools.partial(torch.autograd.grad, output, [*tensors.values()], retain_graph=True)
     single = zip(*(ask(row) for row in rows), strict=True)
     batched = dict(zip(tensors, ask(rows, is_grads_batched=True), strict=True))
-    assert_near(batched, dict(zip(tensors, map(torch.stack, single), strict=True)), TOLERANCES[dtype][1], (kind, packed))
+    assert_near(
+        batched, dict(zip(tensors, map(torch.stack, single), strict=True)), TOLERANCES[dtype][1], (kind, packed)
+    )
 
 
 # The graph ----------------------------------------------------------------------------------------------------------
