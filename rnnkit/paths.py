@@ -53,6 +53,8 @@ TELLING = all(
 
 RULES = (
     Rule("compiled", "torch.compile or torch.export traces it", lambda stack: torch.compiler.is_compiling()),
+    Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
+    Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "the attribute `path` is 'readable'", lambda stack: stack.path == "readable"),
     Rule("readable", "the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
     Rule("readable", "{dtype} has no kernels", lambda stack: stack.input.dtype not in fast.DTYPES),
@@ -64,8 +66,6 @@ RULES = (
         "only an LSTM's kernel projects",
         lambda stack: stack.weights[0].w_hr is not None and not fast.KERNELS[stack.equation.step].projects,
     ),
-    Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
-    Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "a functorch transform is active", lambda stack: _functorch.peek_interpreter_stack() is not None),
     Rule("readable", "forward-mode differentiation is active", lambda stack: forward_ad._current_level >= 0),
     Rule("readable", "a dispatch mode is active", lambda stack: torch._C._len_torch_dispatch_stack() > 0),

@@ -37,8 +37,8 @@ stack          <- equations
 recurrence     <- equations stack
 fast.products
 fast.kernels   <- equations fast.products
-fast.timeline  <- equations
-fast.loop      <- equations stack fast.products fast.kernels fast.timeline
+fast.timeline  <-
+fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline
 fast.autograd  <- equations stack recurrence untraced fast.kernels fast.loop
 fast.pair      <- stack
 fast           <- stack fast.kernels fast.loop fast.autograd fast.pair
@@ -48,7 +48,7 @@ cells          <- equations checks
 layers         <- equations checks sequence untraced stack compiler paths
 explain        <- paths cells layers
 convert        <- cells layers
-dialects       <- equations cells layers
+dialects       <- equations layers
 """
 IMPORTS = {line.split()[0]: line.split()[2:] for line in PICTURE.strip().splitlines()}
 

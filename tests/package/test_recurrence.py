@@ -1,4 +1,4 @@
-"""What a recurrence is, as theorems about taking one direction over time: of values and every gradient, by every path."""
+"""What a recurrence is, as theorems about taking one direction over time: by every path, with every gradient."""
 
 import pytest
 import torch

@@ -263,7 +263,7 @@ def test_changing_a_saved_tensor_in_place_is_noticed(kind, every, dtype):
         outputs = results(stack, FAST)
         with torch.no_grad():
             leaves(stack)[name].mul_(2)
-        with pytest.raises(RuntimeError, match="modified (by an )?inplace"):
+        with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
             gradients(outputs, leaves(stack))
 
 
