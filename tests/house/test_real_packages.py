@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 import torch
-from parity.subjects import load
 
 import parity
+from parity.checkup.subjects import load
 from rnnkit.dialects import DIALECTS
 
 FLOAT32 = "in float32 in a float64 run"
