@@ -204,3 +204,10 @@ def test_the_docstrings_examples_run(module):
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, globs=namespace):
         if test.examples:
             assert doctest.DocTestRunner(verbose=False).run(test).failed == 0, test.name
+
+
+def test_what_is_installed_is_every_package_folder():
+    listed = (ROOT / "pyproject.toml").read_text().partition("packages = [")[2].partition("]")[0]
+    names = {name.strip().strip('"') for name in listed.replace("\n", "").split(",") if name.strip()}
+    folders = {init.parent for part in ("rnnkit", "parity") for init in (ROOT / part).rglob("__init__.py")}
+    assert names == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
