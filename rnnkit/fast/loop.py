@@ -163,7 +163,7 @@ class Loop:
             if dx is not None and w_x is not None:
                 of_dx = span.of(dx, time.total)
                 of_dx.copy_(w_x(digates, of_dx))  # which costs nothing where it stands there already
-        return [None if dx is None else self._as_steps(dx), *totals.whole(), *carry.whole()]
+        return [None if dx is None else self._as_steps(dx), *totals.whole(), *(s.clone() for s in carry.whole())]
 
     def _steps_back(
         self, span: Span, carry: Carry, views: Sequence[Tensor], dh_next: Product, unproject: Product | None
