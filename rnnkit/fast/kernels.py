@@ -42,10 +42,9 @@ class Arithmetic(NamedTuple):
     add_product: Callable[..., Tensor]  # (a, b, c, out=): a + b*c
 
 
-#: ATen's operations in ATen's order.
+# ATen's operations in ATen's order:
 EXACT = Arithmetic(whole=False, add_product=lambda a, b, c, out: torch.add(a, b * c, out=out))
-#: As few calls as possible.
-FEW = Arithmetic(whole=True, add_product=torch.addcmul)
+FEW = Arithmetic(whole=True, add_product=torch.addcmul)  # as few calls as possible
 
 
 class Kernel(ABC):
