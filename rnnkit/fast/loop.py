@@ -32,7 +32,7 @@ def new_tape(direction: Direction) -> list[Tensor]:
     """Allocate what `Loop.forward` writes and `Loop.backward` reads. No size is looked at: it may be a symbol."""
     input, packed = direction.input, direction.batch_sizes is not None
     rows = input.size(0) if packed else input.size(0) * input.size(1)
-    return _tape(direction, _igates_memory(direction, rows), rows)
+    return [] if KERNELS[direction.equation.step].tapeless else _tape(direction, _igates_memory(direction, rows), rows)
 
 
 def _tape(direction: Direction, a: Tensor, rows: int) -> list[Tensor]:
