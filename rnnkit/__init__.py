@@ -12,6 +12,7 @@ from .cells import GRUCell, LSTMCell, RNNCell, RNNCellBase
 from .convert import convert, to_native
 from .equations import EQUATIONS, Equation
 from .explain import explain
+from .graphs import graphed
 from .layers import GRU, LSTM, RNN, RNNBase
 
 __version__ = "0.1.0"
@@ -29,5 +30,6 @@ __all__ = [
     "RNNCellBase",
     "convert",
     "explain",
+    "graphed",
     "to_native",
 ]

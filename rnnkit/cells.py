@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from . import checks
 from .equations import EQUATIONS, Equation, State
+from .stack import Stack, Weights
 
 
 class RNNCellBase(nn.Module):
@@ -73,6 +74,9 @@ class RNNCellBase(nn.Module):
         w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         checks.check_cell(rows, state, w_ih, w_hh, len(equation.gates))
 
+        if rows.is_cuda and checks.autocasting(rows):  # there torch.nn's cell lowers all that it takes
+            stack = Stack(equation, rows, [state], [Weights(w_ih, w_hh, b_ih, b_hh)])
+            _, rows, (state,), ((w_ih, w_hh, b_ih, b_hh, _),), *_ = stack.lowered(torch.get_autocast_dtype("cuda"))
         igates = F.linear(rows, w_ih, b_ih)  # (N, G*H)
         hgates = F.linear(state[0], w_hh, b_hh)  # (N, G*H)
         state, _ = equation.step(igates, hgates, state)

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Size = tuple[int, ...]
-PATHS = ("fast", "always fast", "readable")
+PATHS = ("fast", "always fast", "fused", "readable")
 
 
 def check_settings(path: Any, checkpoint_every: Any) -> None:
     """Check what a layer's attributes say of how it is to be run. Raises ValueError or TypeError."""
     if path not in PATHS:
-        raise ValueError(f"path should be 'fast', 'always fast' or 'readable', got: {path!r}")
+        raise ValueError(f"path should be 'fast', 'always fast', 'fused' or 'readable', got: {path!r}")
     if checkpoint_every is None:
         return
     if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int):
@@ -62,7 +62,8 @@ def check_options(
 def autocasting(tensor: Tensor) -> bool:
     """Whether autocast is on where `tensor` lives."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # not every torch can trace this
+    return known and torch.is_autocast_enabled(device)
 
 
 def check_rank(mode: str, input: Tensor) -> None:

@@ -138,8 +138,8 @@ def by_hand(direction: Direction) -> bool:
     return (
         direction.path != "readable"
         and direction.equation.step in fast.KERNELS
-        and input.dtype in fast.DTYPES
-        and all(t.dtype == input.dtype and t.device.type == "cpu" for t in tensors)
+        and fast.serves(input)
+        and all(t.dtype == input.dtype and t.device == input.device for t in tensors)
         and (direction.weights.w_hr is None or fast.KERNELS[direction.equation.step].projects)
         and input.numel() > 0
         and not checks.autocasting(input)

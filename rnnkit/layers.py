@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, compiler, paths
 from .equations import EQUATIONS, Equation, State
 from .sequence import Form
-from .stack import Stack, Weights
+from .stack import Results, Stack, Weights
 from .untraced import untraced
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -48,7 +48,7 @@ class RNNBase(nn.Module):
         "proj_size",
     ]
 
-    path: Literal["fast", "always fast", "readable"] = "fast"
+    path: Literal["fast", "always fast", "fused", "readable"] = "fast"
     checkpoint_every: int | None = None
 
     mode: str
@@ -144,9 +144,9 @@ class RNNBase(nn.Module):
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
         return form, Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
 
-    def _results(self, form: Form, stack: Stack) -> tuple[Any, Any]:
+    def _results(self, form: Form, stack: Stack, run: Callable[[Stack], Results] = paths.run) -> tuple[Any, Any]:
         """Run the layers, and return what they give in the form of the call."""
-        output, finals = paths.run(stack)
+        output, finals = run(stack)
         h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
         if self._fused_by_autocast(form, stack.input):
             dtype = torch.get_autocast_dtype("cpu")

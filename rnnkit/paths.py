@@ -37,7 +37,12 @@ class Rule(NamedTuple):
 
 
 #: What each path runs a layer by.
-LAYERS: dict[str, Layer] = {"readable": layer(recurrence.unroll), "fast": fast.layer, "compiled": compiler.layer}
+LAYERS: dict[str, Layer] = {
+    "readable": layer(recurrence.unroll),
+    "fast": fast.layer,
+    "fused": layer(fast.fused.unroll),
+    "compiled": compiler.layer,
+}
 
 _functorch = torch._C._functorch
 #: What tells of tracers and transforms is torch's own. Should it go, so does the fast path, and nothing else.
@@ -51,18 +56,23 @@ TELLING = all(
     for name in names
 )
 
+
+def of_kernels(reason: str, applies: Callable[[Stack], bool]) -> Rule:
+    """Return a rule for the readable path, where otherwise a kernel would be taken."""
+    return Rule("readable", reason, lambda stack: stack.path != "fused" and applies(stack))
+
+
 RULES = (
     Rule("compiled", "torch.compile or torch.export traces it", lambda stack: torch.compiler.is_compiling()),
     Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
     Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "the attribute `path` is 'readable'", lambda stack: stack.path == "readable"),
-    Rule("readable", "the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
-    Rule("readable", "{dtype} has no kernels", lambda stack: stack.input.dtype not in fast.DTYPES),
-    Rule("readable", "{steps} steps don't pay", lambda stack: not fast.pays(stack)),
+    of_kernels("the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
+    of_kernels("{dtype} has no kernels on {device}", lambda stack: not fast.serves(stack.input)),
+    of_kernels("{steps} steps don't pay", lambda stack: not fast.pays(stack)),
     Rule("readable", "the input is empty", lambda stack: stack.input.numel() == 0),
     Rule("readable", "the packed rows have one dimension, which torch refuses", lambda stack: stack.input.dim() < 2),
-    Rule(
-        "readable",
+    of_kernels(
         "only an LSTM's kernel projects",
         lambda stack: stack.weights[0].w_hr is not None and not fast.KERNELS[stack.equation.step].projects,
     ),
@@ -72,9 +82,10 @@ RULES = (
     Rule("readable", "autocast is on", lambda stack: checks.autocasting(stack.input)),
     Rule(
         "readable",
-        "input, state and weights are not all plain CPU tensors of one dtype",
-        lambda stack: not fast.plain(stack.tensors, stack.input.dtype),
+        "input, state and weights are not all plain tensors of one dtype and device",
+        lambda stack: not fast.plain(stack.tensors, stack.input),
     ),
+    Rule("fused", "the attribute `path` is 'fused'", lambda stack: stack.path == "fused"),
     Rule("fast", "{steps} steps", lambda stack: True),
 )
 
@@ -87,14 +98,25 @@ def rule(stack: Stack) -> Rule:
     raise AssertionError("the last rule applies to all")
 
 
+def by_cudnn_in_float16(stack: Stack) -> bool:
+    """Say whether torch.nn hands the call to cuDNN, which autocast has run in float16, whatever autocast's dtype."""
+    return stack.input.is_cuda and torch.backends.cudnn.enabled and checks.autocasting(stack.input)
+
+
 def choose(stack: Stack) -> Choice:
     """Return the path that a stack takes here and now, and why."""
+    if by_cudnn_in_float16(stack):
+        with torch.autocast("cuda", enabled=False):
+            return choose(stack.lowered(torch.float16))
     path, reason, _ = rule(stack)
-    return Choice(path, reason.format(steps=stack.length, dtype=stack.input.dtype))
+    return Choice(path, reason.format(steps=stack.length, dtype=stack.input.dtype, device=stack.input.device.type))
 
 
 def run(stack: Stack) -> Results:
     """Run a stack by the path that it takes. The caller may write on the output: backward doesn't read that one."""
+    if by_cudnn_in_float16(stack):
+        with torch.autocast("cuda", enabled=False):
+            return run(stack.lowered(torch.float16))
     path = rule(stack).path
     output, finals = run_by(stack, LAYERS[path])
     if (

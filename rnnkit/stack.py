@@ -91,6 +91,16 @@ class Stack(NamedTuple):
         groups = *self.weights, *self.states
         return [self.input, *(tensor for group in groups for tensor in group)]
 
+    def lowered(self, dtype: torch.dtype) -> "Stack":
+        """Return the same stack in `dtype`, as autocast lowers tensors: float64 stays."""
+
+        def group(tensors: Any) -> Any:
+            return [None if t is None else t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+        input, *_ = group([self.input])
+        states, weights = [tuple(group(s)) for s in self.states], [Weights(*group(w)) for w in self.weights]
+        return self._replace(input=input, states=states, weights=weights)
+
     def direction(self, k: int, input: Tensor, reverse: bool) -> Direction:
         """Return the entry `k` of states and weights as a direction over `input`."""
         settings = self.batch_sizes, reverse, self.path, self.checkpoint_every

@@ -1,27 +1,53 @@
 """The fast path: an equation's kernel over time, in place, differentiated by hand.
 
 products  which library forms a product, and how a weight lies in memory for it
+cublas    the same products on a GPU
 kernels   the equations in place, each with its derivative
 timeline  when rows take their steps
 loop      one direction: its steps forward, and back through time
 autograd  what autograd sees of it: `unroll`
 pair      both directions of a layer by one loop
+fused     for a GPU: the equation compiled in place of a kernel
 """
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..stack import Direction, Results, Stack
 from ..stack import layer as one_by_one
-from . import pair
+from . import fused, pair
 from .autograd import differentiate, plain, unroll
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
-__all__ = ["DTYPES", "KERNELS", "Loop", "differentiate", "layer", "new_tape", "pays", "plain", "unroll"]
+__all__ = [
+    "DTYPES",
+    "KERNELS",
+    "Loop",
+    "differentiate",
+    "fused",
+    "layer",
+    "new_tape",
+    "pays",
+    "plain",
+    "serves",
+    "unroll",
+]
 
 DTYPES = (torch.float32, torch.float64)
+#: On a GPU a product of 16-bit numbers is summed in float32; on `meta` a call shows that it asks nothing of the data.
+DTYPES_ON: dict[str, tuple[torch.dtype, ...]] = {"cpu": DTYPES} | dict.fromkeys(
+    ("cuda", "meta"), (*DTYPES, torch.float16, torch.bfloat16)
+)
+#: Steps, on a GPU, fewer of which take less time by the readable path.
+PAYS_ON_GPU = 2
+
+
+def serves(input: Tensor) -> bool:
+    """Say whether there are kernels for the dtype of `input` where it lives."""
+    return input.dtype in DTYPES_ON.get(input.device.type, ())
 
 
 def layer(directions: Sequence[Direction]) -> Results:
@@ -31,7 +57,7 @@ def layer(directions: Sequence[Direction]) -> Results:
 
 def pays(stack: Stack | Direction) -> bool:
     """Say whether so many steps take less time by this path than by the readable one, or are to take it anyway."""
-    graph = torch.is_grad_enabled()
-    return (
-        stack.path == "always fast" or stack.length >= KERNELS[stack.equation.step].pays_from[stack.input.dtype][graph]
-    )
+    if stack.path == "always fast":
+        return True
+    table, graph = KERNELS[stack.equation.step].pays_from, torch.is_grad_enabled()
+    return stack.length >= (table[stack.input.dtype][graph] if stack.input.is_cpu else PAYS_ON_GPU)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from .. import recurrence
+from .. import checks, recurrence
 from ..equations import State
 from ..stack import Direction
 from ..untraced import untraced
@@ -21,13 +21,13 @@ TELLING = all(
 )
 
 
-def plain(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
-    """Say whether these, where they are not None, are strided tensors of that dtype on a CPU and nothing else."""
+def plain(tensors: Sequence[Tensor | None], like: Tensor) -> bool:
+    """Say whether these, where they are not None, are strided tensors of like's dtype and device and nothing else."""
     for tensor in tensors:
         if tensor is not None and not (
             type(tensor) in (Tensor, Parameter)
-            and tensor.dtype == dtype
-            and tensor.is_cpu
+            and tensor.dtype == like.dtype
+            and tensor.device == like.device
             and tensor.layout == torch.strided
             and TELLING
             and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
@@ -53,13 +53,13 @@ class ThroughTime(Function):
     @staticmethod
     @untraced  # a compiled step may hold the backward of a layer that was run before
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return ThroughTime.backward(ctx, *grads)
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        if checks.autocasting(saved[0]):
+            with torch.autocast(saved[0].device.type, enabled=False):
+                return ThroughTime.backward(ctx, *grads)
         direction, (output, *tape) = ctx.direction.given(saved[: ctx.count]), saved[ctx.count :] or [None]
         # Gradients are enabled in here only if these ones are to be differentiated, too.
-        if torch.is_grad_enabled() or not plain(grads, direction.input.dtype):
+        if torch.is_grad_enabled() or not plain(grads, direction.input):
             return None, None, *differentiate(direction, grads, needed, torch.is_grad_enabled())
         loop = Loop(direction)
         if output is None:

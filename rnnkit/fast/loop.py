@@ -6,7 +6,7 @@ place, and each weight's gradient is one product over all of the span's rows.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from ..equations import State
 from ..recurrence import Carry
 from ..stack import Direction, Weights
-from . import products
+from . import cublas, products
 from .kernels import EXACT, FEW, KERNELS, Kernel
-from .products import Product
+from .products import Affine, Product
 from .timeline import Span, Timeline
 
 #: How large a span's gates are, by measurement. Its products are to run at nearly full rate, with what each of them
 #: costs for its weight alone, and what a step leaves is to be in cache for as long as the span lasts.
 ELEMENTS = 2**19  # at least
+ELEMENTS_ON_GPU = 2**26  # where a product gains by every row that it has, and memory is the limit
 WEIGHTS = 2  # and so many times the larger weight
 
 Grads: TypeAlias = list[Tensor | None]
@@ -42,10 +43,16 @@ def _tape(direction: Direction, a: Tensor, rows: int) -> list[Tensor]:
 
 
 def _igates_memory(direction: Direction, rows: int) -> Tensor:
-    """Allocate the igates of `rows` rows: in odd lines, if the weight is large and hgates are added to them."""
-    shape = rows, direction.weights.w_ih.size(0)
+    """Allocate the igates of `rows` rows; where hgates by a large weight are added, as rows of the library."""
+    input, shape = direction.input, (rows, direction.weights.w_ih.size(0))
     large = direction.weights.w_hh.numel() > products.LARGE
-    return products.in_odd_lines(direction.input, *shape) if large else direction.input.new_empty(shape)
+    memory: Tensor = library(input).new_rows(input, *shape) if large else input.new_empty(shape)
+    return memory
+
+
+def library(tensor: Tensor) -> Any:
+    """Return the module that forms products where `tensor` lives: what differs between devices is there."""
+    return products if tensor.is_cpu else cublas
 
 
 class Loop:
@@ -56,8 +63,9 @@ class Loop:
         self.kernel = KERNELS[direction.equation.step]
         self.time = Timeline(direction.step_sizes, self.state[0].size(0), direction.reverse)
         self.rows = self._as_rows(direction.input)
-        #: In float64 values are torch.nn's to the bit, by ATen's operations in ATen's order.
-        self.exact = direction.input.dtype != torch.float32
+        self.library = library(direction.input)
+        #: On a CPU, in float64, values are torch.nn's to the bit, by ATen's operations in ATen's order.
+        self.exact = direction.input.is_cpu and direction.input.dtype == torch.float64
         self.arithmetic = EXACT if self.exact else FEW
         self.projected = self.weights.w_hr is not None
 
@@ -70,7 +78,8 @@ class Loop:
     def _spans(self) -> Sequence[Span]:
         """Return the spans of time, in this direction's order."""
         w_ih, w_hh = self.weights.w_ih, self.weights.w_hh
-        elements = max(ELEMENTS, WEIGHTS * w_ih.numel(), WEIGHTS * w_hh.numel())
+        least = ELEMENTS if self.rows.is_cpu else ELEMENTS_ON_GPU
+        elements = max(least, WEIGHTS * w_ih.numel(), WEIGHTS * w_hh.numel())
         return self.time.spans(elements * len(self.time.sizes) // (self.time.total * w_ih.size(0)) or 1)
 
     def _of(self, span: Span, *tensors: Tensor) -> list[Tensor]:
@@ -115,7 +124,7 @@ class Loop:
             whole = F.linear(self.direction.input, w_ih, b_ih).flatten(0, -2)
             return lambda span, out: span.of(whole, total)
         bias = b_ih if b_ih is None or b_hh is None else self.kernel.bias(b_ih, b_hh)
-        affine = products.affine(total, most, w_ih, bias)
+        affine: Affine = self.library.affine(total, most, w_ih, bias)
         return lambda span, out: affine(span.of(rows, total), out)
 
     def _product(self, w: Tensor, b: Tensor | None = None) -> Product:
@@ -124,7 +133,8 @@ class Loop:
 
     def _repeated(self, w_t: Tensor) -> Product:
         """Make the product of a step's rows with w_t ready."""
-        return products.repeated(len(self.time.sizes), self.time.N, w_t)
+        product: Product = self.library.repeated(len(self.time.sizes), self.time.N, w_t)
+        return product
 
     # Back through time ----------------------------------------------------------------------------------------------
 
@@ -140,14 +150,14 @@ class Loop:
         dy = None if grads[0] is None else self._as_rows(grads[0])
         dx = torch.empty_like(self.rows) if needed[0] else None
         after = kernel.after(output, tape)
-        totals = Totals(kernel, needed)
+        totals = Totals(kernel, self.library, needed)
         pairs = zip(self.state, grads[1:], strict=True)
         carry = Carry(tuple([torch.zeros_like(s) if d is None else d.clone() for s, d in pairs]))
         dh_next = self._repeated(self.weights.w_hh)
         unproject = None if self.weights.w_hr is None else self._repeated(self.weights.w_hr)
         most = max(span.rows for span in spans)
-        w_x = products.affine(time.total, most, self.weights.w_ih.t(), None) if needed[0] else None
-        space = products.in_odd_lines(output, most, kernel.derived * self.state[-1].size(1))
+        w_x = self.library.affine(time.total, most, self.weights.w_ih.t(), None) if needed[0] else None
+        space = self.library.new_rows(output, most, kernel.derived * self.state[-1].size(1))
         zero = torch.zeros_like(self.state[0])
         for span in reversed(spans):
             of_rows, of_output, *of_tape = self._of(span, self.rows, output, *tape)
@@ -184,8 +194,8 @@ class Loop:
 class Totals:
     """The gradients of a direction's weights, those that are needed, summed over spans."""
 
-    def __init__(self, kernel: Kernel, needed: Sequence[bool]) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, library: Any, needed: Sequence[bool]) -> None:
+        self.kernel, self.library = kernel, library
         self.needed = Weights(*needed[1 : 1 + len(Weights._fields)])  # type: ignore[arg-type]
         self.w_ih: Tensor | None = None
         self.w_hh: Tensor | None = None
@@ -200,14 +210,14 @@ class Totals:
         if self.needed.b_ih or self.needed.b_hh:
             self.da = da.sum(0) if self.da is None else self.da.add_(da.sum(0))
         dhgates = self.kernel.dhgates(da)
-        gradient = products.gradient(dhgates)
+        gradient = self.library.gradient(dhgates)
         if self.needed.w_hh:
             self.w_hh = gradient(h, self.w_hh)
         digates = self.kernel.digates(da)
         if self.needed.w_ih:
-            self.w_ih = (gradient if digates is dhgates else products.gradient(digates))(x, self.w_ih)
+            self.w_ih = (gradient if digates is dhgates else self.library.gradient(digates))(x, self.w_ih)
         if self.needed.w_hr and dh is not None:
-            self.w_hr = products.gradient(dh)(m, self.w_hr)
+            self.w_hr = self.library.gradient(dh)(m, self.w_hr)
         return digates
 
     def whole(self) -> Grads:

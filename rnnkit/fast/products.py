@@ -84,7 +84,7 @@ def _onednn_is_faster(use: Use, threads: int, rows: int, outputs: int, inputs: i
     """Say whether oneDNN takes clearly less time than MKL for `rows` rows and a weight (outputs, inputs), by trying."""
     with torch.no_grad():
         x, w = (torch.ones(n, inputs, dtype=torch.float32, device="cpu") for n in (rows, outputs))
-        dy = in_odd_lines(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # columns of wider rows, as it often is
+        dy = new_rows(x, rows, 2 * outputs)[:, :outputs].fill_(1)  # columns of wider rows, as it often is
         a, w_t, packed = x.new_ones(rows, outputs), transposed(w), _pack(w, rows)
         mkl, onednn = {
             "alone": (lambda: torch.mm(x, w_t, out=a), lambda: _onednn(x, packed)),
@@ -108,7 +108,7 @@ def by_onednn(use: Use, rows: int, shape: Sequence[int], dtype: torch.dtype) -> 
     )
 
 
-def in_odd_lines(like: Tensor, *shape: int) -> Tensor:
+def new_rows(like: Tensor, *shape: int) -> Tensor:
     """Allocate a tensor of like's dtype whose rows take an odd number of cache lines.
 
     What lies a large power of two apart, or a multiple of it, meets in few places of a cache, and drives each other out
@@ -122,7 +122,7 @@ def transposed(w: Tensor) -> Tensor:
     """Return w.T, laid in memory for MKL to read again and again."""
     if w.numel() <= LARGE:
         return w.t().contiguous()
-    w_t = in_odd_lines(w, w.size(1), w.size(0))
+    w_t = new_rows(w, w.size(1), w.size(0))
     for part, block in zip(torch.split(w_t, BLOCK, 1), torch.split(w, BLOCK), strict=True):
         part.copy_(block.t())
     return w_t
@@ -136,7 +136,7 @@ def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     if by_onednn("alone", rows, w.shape, w.dtype):
         packed = _pack(w, rows)
         return lambda x, out: _onednn(x, packed, b)
-    w_t = (w if total < MANY_ROWS else in_odd_lines(w, *w.shape).copy_(w)).t()
+    w_t = (w if total < MANY_ROWS else new_rows(w, *w.shape).copy_(w)).t()
     if b is None:
         return lambda x, out: torch.mm(x, w_t, out=out)
     # MKL would have the bias written to every row first, and read again.

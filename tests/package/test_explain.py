@@ -87,8 +87,12 @@ def not_telling(monkeypatch):
     return explain(layer(), sequence())
 
 
-def elsewhere():
-    return explain(layer(device="meta"), sequence(device="meta"))
+class Own(torch.Tensor):
+    pass
+
+
+def of_a_subclass():
+    return explain(layer(), sequence().as_subclass(Own))
 
 
 def of_one_dimension():
@@ -100,7 +104,7 @@ SAID = {
     "compiled: torch.compile or torch.export traces it": compiled,
     "readable: the attribute `path` is 'readable'": lambda _: set_to("readable", 50),
     "readable: the equation has no kernel": own,
-    "readable: torch.bfloat16 has no kernels": lambda _: explain(layer().bfloat16(), sequence().bfloat16()),
+    "readable: torch.bfloat16 has no kernels on cpu": lambda _: explain(layer().bfloat16(), sequence().bfloat16()),
     "readable: 2 steps don't pay": lambda _: explain(layer(), sequence(2)),
     "readable: 0 steps don't pay": lambda _: explain(layer(), sequence(0)),
     "readable: the input is empty": lambda _: explain(layer(), sequence()[:, :0]),
@@ -112,7 +116,8 @@ SAID = {
     "readable: forward-mode differentiation is active": lambda _: within(jvp),
     "readable: a dispatch mode is active": lambda _: under(Mode()),
     "readable: autocast is on": lambda _: under(torch.autocast("cpu", torch.bfloat16)),
-    "readable: input, state and weights are not all plain CPU tensors of one dtype": lambda _: elsewhere(),
+    "readable: input, state and weights are not all plain tensors of one dtype and device": lambda _: of_a_subclass(),
+    "fused: the attribute `path` is 'fused'": lambda _: set_to("fused", 1),
     "fast: 50 steps": lambda _: explain(layer(), sequence()),
     "fast: 2 steps": lambda _: set_to("always fast", 2),
 }
@@ -128,7 +133,9 @@ def test_a_call_is_explained_in_these_words(said, monkeypatch):
 
 
 def test_every_rule_has_its_words_here():
-    patterns = {f"{rule.path}: {rule.reason}".format(steps=50, dtype=torch.bfloat16) for rule in paths.RULES}
+    patterns = {
+        f"{rule.path}: {rule.reason}".format(steps=50, dtype=torch.bfloat16, device="cpu") for rule in paths.RULES
+    }
     assert {text.replace(" 2 steps", " 50 steps").replace(" 0 steps", " 50 steps") for text in SAID} == patterns
 
 

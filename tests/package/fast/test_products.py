@@ -205,8 +205,8 @@ def test_rows_of_a_large_weight_take_an_odd_number_of_cache_lines(shape, dtype, 
     w = torch.randn(shape, dtype=dtype)
     assert torch.equal(products.transposed(w), w.t())
     monkeypatch.setattr(products, "LARGE", 0)
-    for spread in products.transposed(w), products.transposed(w.t()).t(), products.in_odd_lines(w, *shape):
+    for spread in products.transposed(w), products.transposed(w.t()).t(), products.new_rows(w, *shape):
         lines, rest = divmod(max(spread.stride()) * w.element_size(), 64)
         assert (rest, lines % 2, min(spread.stride())) == (0, 1, 1)
     assert_near({"transposed": products.transposed(w)}, {"transposed": w.t()}, 0.0, shape)
-    assert products.in_odd_lines(w, *shape).shape == w.shape
+    assert products.new_rows(w, *shape).shape == w.shape

@@ -1,0 +1,152 @@
+"""A step in two kernels on a GPU: its product, and all the rest of it compiled into one.
+
+The equation itself is compiled, and its derivative, which torch forms of it: this path serves every equation. Called
+from Python a compiled step costs more than its few operations do; what it saves are launches, where a CUDA graph
+replays them. So a module takes this path only if its attribute `path` says so, for what is to be captured.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import FunctionType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from .. import checks
+from ..equations import State, Step
+from ..recurrence import Carry
+from ..stack import Direction
+from ..untraced import untraced
+from .autograd import differentiate, plain
+
+StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
+
+
+@lru_cache(maxsize=64)
+def compiled(step: Step) -> tuple[Callable[..., State], StepBack]:
+    """Return an equation's step and its derivative, each compiled.
+
+    (igates, hgates, state) -> the state after the step
+    (igates, hgates, state, dstate, dy) -> the gradients of igates, hgates and state, by those of the state after the
+    step and of the output there, which is that state's h
+    """
+
+    def forward(igates: Tensor, hgates: Tensor, state: State) -> State:
+        return step(igates, hgates, state)[0]
+
+    def backward(igates: Tensor, hgates: Tensor, state: State, dstate: State, dy: Tensor) -> Any:
+        derivative: Callable[[State], Any]
+        _, derivative = torch.func.vjp(forward, igates, hgates, state)  # type: ignore[misc]
+        dh, *others = dstate
+        return derivative((dh + dy, *others))
+
+    def own(function: Any) -> Any:
+        """Compile a function under code of its own: by that the compiler counts how often it had to compile anew."""
+        code = function.__code__.replace(co_name=f"{step.__name__}_{function.__name__}")
+        return torch.compile(FunctionType(code, globals(), closure=function.__closure__), dynamic=True)
+
+    return own(forward), own(backward)
+
+
+class FusedThroughTime(Function):
+    """A direction, with its tensors for autograd to see. Each step keeps its hgates, the state before it and m."""
+
+    @staticmethod
+    def forward(ctx: Any, direction: Direction, *tensors: Tensor | None) -> Any:
+        step, _ = compiled(direction.equation.step)
+        weights, order = direction.weights, in_order(direction)
+        carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
+        igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
+        xs, outputs, kept = parts(direction, igates), [igates] * len(order), list[Tensor]()
+        for t in order:
+            state = carry.resize(xs[t].size(0))
+            hgates = F.linear(state[0], weights.w_hh, weights.b_hh)
+            m, *others = step(xs[t], hgates, state)
+            outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
+            carry.state = outputs[t], *others
+            kept += hgates, m, *state
+        ctx.set_materialize_grads(False)
+        ctx.direction, ctx.count = direction.given([None] * len(tensors)), len(tensors)
+        ctx.save_for_backward(*tensors, igates, *kept)
+        # Results are no view of what is kept, nor of what was given.
+        return whole(direction, outputs), *(s.clone() for s in carry.whole())
+
+    @staticmethod
+    @untraced
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if checks.autocasting(saved[0]):
+            with torch.autocast(saved[0].device.type, enabled=False):
+                return FusedThroughTime.backward(ctx, *grads)
+        direction, igates, kept = ctx.direction.given(saved[: ctx.count]), saved[ctx.count], saved[ctx.count + 1 :]
+        if torch.is_grad_enabled() or not plain(grads, direction.input):
+            return None, *differentiate(direction, grads, needed, torch.is_grad_enabled())
+        return None, *back(direction, igates, kept, grads, needed)
+
+
+def back(
+    direction: Direction, igates: Tensor, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of `direction.tensors`, those that are needed, by those of the results."""
+    _, step_back = compiled(direction.equation.step)
+    (w_ih, w_hh, _, _, w_hr), order = direction.weights, in_order(direction)
+    each = 2 + len(direction.state)
+    by_step = dict(zip(order, (kept[k : k + each] for k in range(0, len(kept), each)), strict=True))
+    carry = Carry(
+        tuple(torch.zeros_like(s) if d is None else d for s, d in zip(direction.state, grads[1:], strict=True))
+    )
+    xs, no_dy = parts(direction, igates), torch.zeros_like(direction.state[0])
+    dys = [no_dy[: x.size(0)] for x in xs] if grads[0] is None else parts(direction, grads[0].contiguous())
+    no_dm = None if w_hr is None else no_dy.new_zeros(no_dy.size(0), w_hr.size(1))
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for t in reversed(order):
+        hgates, _, *state = by_step[t]
+        n, dy = xs[t].size(0), dys[t]
+        dh, *rest = carry.resize(n)
+        dm = dh
+        if w_hr is not None and no_dm is not None:
+            dh, dy = dh + dy, no_dm[:n]
+            dm = torch.mm(dh, w_hr)
+        digates, dhgates, (direct, *others) = step_back(xs[t], hgates, tuple(state), (dm, *rest), dy)
+        carry.state = torch.addmm(direct, dhgates, w_hh), *others
+        found[t] = digates, dhgates, dh
+
+    steps = range(len(order))
+    digates, dhgates, dh = (torch.cat([found[t][k] for t in steps]) for k in range(3))
+    m, h = (torch.cat([by_step[t][k] for t in steps]) for k in (1, 2))
+    x = direction.input.reshape(-1, direction.input.size(-1))
+    formed: list[Callable[[], Tensor]] = [
+        lambda: torch.mm(digates, w_ih).view_as(direction.input),
+        lambda: torch.mm(digates.t(), x),
+        lambda: torch.mm(dhgates.t(), h),
+        lambda: digates.sum(0),
+        lambda: dhgates.sum(0),
+        lambda: torch.mm(dh.t(), m),
+        *(lambda s=s: s.clone() for s in carry.whole()),
+    ]
+    return [form() if need else None for form, need in zip(formed, needed, strict=True)]
+
+
+def in_order(direction: Direction) -> list[int]:
+    """Return the steps in the order in which the direction takes them."""
+    steps = range(direction.length)
+    return [*reversed(steps)] if direction.reverse else [*steps]
+
+
+def parts(direction: Direction, rows: Tensor) -> Sequence[Tensor]:
+    """Return the rows (L, N, F) or (S, F) of each step, in the order of time."""
+    return rows.unbind(0) if direction.batch_sizes is None else rows.split_with_sizes(direction.step_sizes)
+
+
+def whole(direction: Direction, steps: list[Tensor]) -> Tensor:
+    """Return all steps' rows (L, N, F) or (S, F)."""
+    return torch.stack(steps) if direction.batch_sizes is None else torch.cat(steps)
+
+
+def unroll(direction: Direction) -> tuple[Tensor, State]:
+    """Take one direction over all of its steps, as `recurrence.unroll` does, two launches a step and way."""
+    output, *state = FusedThroughTime.apply(direction, *direction.tensors)  # type: ignore[no-untyped-call]
+    return output, tuple(state)
