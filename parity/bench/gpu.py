@@ -19,6 +19,7 @@ import argparse
 import copy
 import gc
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -27,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ RATIOS = (
     "nn/eager nn/graphed nn/fused nn/compiled nn-graphed/graphed nn-graphed/fused bound/nn bound/graphed bound/fused"
 )
 GOALS = (("nn/graphed", "standard", 1.0), ("nn/graphed", "persistent", 0.5), ("nn/eager", "", 0.3))
-WARM_UPS = 3  # before a capture
+WARM_UPS = 3  # before a capture: one that takes long will do
+SLOW = 0.2  # seconds
 ROUNDS, MOST_CALLS = 15, 100  # of blocks, and in a block
-HOST = {"inference": 40e-6, "training": 140e-6}  # seconds that a step takes to launch, by which cells are planned
+HOST = {"inference": 60e-6, "training": 240e-6}  # seconds that a step takes to launch, by which cells are planned
 
 
 class Dry:
@@ -155,8 +157,10 @@ class Graphed:
         side, pool = cuda.Stream(), cuda.graph_pool_handle()
         side.wait_stream(cuda.current_stream())
         with cuda.stream(side):  # and when a capture fails, this one brings back the stream from before
+            began = time.monotonic()
             for _ in range(WARM_UPS):
-                step()
+                if time.monotonic() < began + SLOW:
+                    step()
             if isinstance(step, Call):
                 step.module.zero_grad(set_to_none=True)  # so that the graph's are in memory of its own
             try:
@@ -177,12 +181,7 @@ class Graphed:
 
 def products(kind: Kind, H_in: int, H: int, step_sizes: list[int], training: bool, **to: Any) -> Step:
     """Return the matrix products alone: of a layer and direction one for all inputs, then one a step; and back."""
-    noise, rows = torch.randn(8191).to(**to), sum(step_sizes)
-
-    def new(rows: int, columns: int) -> Tensor:
-        repeated = noise.repeat(rows * columns // len(noise) + 1)[: rows * columns]
-        return repeated.view(rows, columns).div_(columns**0.5)
-
+    new, rows = partial(noise, **to), sum(step_sizes)
     D, projects = 2 if kind.options.get("bidirectional") else 1, "proj_size" in kind.options
     G, H_out = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind.layer] * H, H // 2 if projects else H
     mm, there, back = torch.mm, list[Step](), list[Step]()
@@ -228,9 +227,15 @@ def shape(size: str, dry: bool) -> tuple[int, int, int, int]:
     return (min(L, 4), min(N, 3), min(H_in, 5), min(H, 6)) if dry else (L, N, H_in, H)
 
 
-def inputs(L: int, N: int, H_in: int, form: str) -> Any:
-    """Draw a batch: packed, its lengths go from L down to about half of that."""
-    x = torch.randn(L, N, H_in)
+def noise(*shape: int, **to: Any) -> Tensor:
+    """Return numbers near 0 that repeat: to draw all of them would take longer than to compute with them."""
+    count = math.prod(shape)
+    return torch.randn(8191).to(**to).repeat(count // 8191 + 1)[:count].view(shape).div_(shape[-1] ** 0.5)
+
+
+def inputs(L: int, N: int, H_in: int, form: str, **to: Any) -> Any:
+    """Return a batch: packed, its lengths go from L down to about half of that."""
+    x = noise(L, N, H_in, **to)
     if form == "padded":
         return x
     lengths = torch.cat([torch.tensor([L]), torch.randint((L + 1) // 2, L + 1, (N - 1,))])
@@ -286,8 +291,8 @@ def in_turns(cuda: Any, cell: Cell, steps: dict[str, Step], seconds: float) -> N
             cell.failed(name, error)
     block = seconds / ROUNDS / max(1, len(once))
     calls = {name: max(1, min(MOST_CALLS, round(block / max(time, 1e-6)))) for name, time in once.items()}
-    cell.rounds = max(3, min(ROUNDS, int(seconds / max(1e-6, sum(once[name] * calls[name] for name in once)))))
-    times: dict[str, list[float]] = {name: [] for name in once}
+    cell.rounds = max(2, min(ROUNDS, int(seconds / max(1e-6, sum(once[name] * calls[name] for name in once)))))
+    times = {name: [time] * (calls[name] == 1) for name, time in once.items()}
     for _ in range(cell.rounds):
         for name in list(times):
             try:
@@ -299,8 +304,10 @@ def in_turns(cuda: Any, cell: Cell, steps: dict[str, Step], seconds: float) -> N
     cell.least = {name: min(of) for name, of in times.items()}
 
 
-def modules(kind: Kind, namespace: Any, H_in: int, H: int, **to: Any) -> tuple[nn.Module, nn.Module]:
-    """Build torch.nn's module and the subject's, with the same weights."""
+@lru_cache(maxsize=1)  # both modes have the same
+def modules(name: str, namespace: Any, H_in: int, H: int, **to: Any) -> tuple[nn.Module, nn.Module]:
+    """Build torch.nn's module of a kind and the subject's, with the same weights."""
+    kind = next(kind for kind in KINDS if kind.name == name)
     theirs, ours = kind.build(nn, H_in, H), kind.build(namespace, H_in, H)
     ours.load_state_dict(theirs.state_dict())
     return theirs.to(**to), ours.to(**to)
@@ -312,10 +319,9 @@ def measure(cuda: Any, cell: Cell, kind: Kind, namespace: Any, ways: list[str], 
     L, N, H_in, H = shape(cell.size, dry)
     to = {"device": "cpu" if dry else "cuda", "dtype": getattr(torch, cell.dtype.replace("tf32", "float32"))}
     torch.default_generator.manual_seed(0)
-    x = inputs(L, N, H_in, cell.form)
+    x = inputs(L, N, H_in, cell.form, **to)
     step_sizes = x.batch_sizes.tolist() if isinstance(x, PackedSequence) else [N] * L
-    x = x.to(**to)
-    theirs, ours = (module.train(training) for module in modules(kind, namespace, H_in, H, **to))
+    theirs, ours = (module.train(training) for module in modules(kind.name, namespace, H_in, H, **to))
 
     def compiled() -> Step:
         torch.compiler.reset()
@@ -352,14 +358,13 @@ def measure(cuda: Any, cell: Cell, kind: Kind, namespace: Any, ways: list[str], 
 
 def synchronising(cuda: Any, kinds: list[Kind], forms: list[str], namespace: Any) -> list[str]:
     """Return what fails when synchronising with the host is an error in a training step, and how."""
-    found = []
-    dry = cuda is Dry
-    L, N, H_in, H = shape("tiny", dry)
+    found, device = [], "cpu" if cuda is Dry else "cuda"
+    L, N, H_in, H = shape("tiny", cuda is Dry)
     for form in forms:
         for kind in kinds:
-            both = modules(kind, namespace, H_in, H, device="cpu" if dry else "cuda")
+            both = modules(kind.name, namespace, H_in, H, device=device)
             for side, module in zip(("torch.nn", "subject"), both, strict=True):
-                step = Call(module, inputs(L, N, H_in, form).to("cpu" if dry else "cuda"), training=True)
+                step = Call(module, inputs(L, N, H_in, form, device=device), training=True)
                 step()
                 cuda.set_sync_debug_mode("error")
                 try:
@@ -376,7 +381,7 @@ def cost(cell: Cell, kind: Kind, ways: list[str], seconds: float) -> float:
     directions = (2 if kind.options.get("bidirectional") else 1) * kind.options.get("num_layers", 1)
     once = SIZES[cell.size][0] * directions * HOST[cell.mode]
     graphs = sum(way in ("graphed", "fused") for way in ways)
-    seconds += once * (7 + (WARM_UPS + 1) * graphs) + 15 * ("compiled" in ways) + 10 * ("fused" in ways) + 0.2
+    seconds += once * (5 + 2 * graphs) + 15 * ("compiled" in ways) + 10 * ("fused" in ways) + 0.2
     return seconds
 
 
