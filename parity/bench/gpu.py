@@ -19,26 +19,27 @@ import argparse
 import copy
 import gc
 import json
-import math
 import shlex
 import statistics
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from ..grid import subject
 from . import speed
 from .speed import KINDS, Kind, Step, geometric_mean, megabytes
+from .steps import WARM_UPS, Call, Compiled, Dry, Graphed, noise, products, timed
 
 #: L, N, H_in, H, those that tell most first.
 SIZES = {name: speed.SIZES[name] for name in ("small", "medium", "wide")}
@@ -47,44 +48,11 @@ DTYPES = ("float32", "tf32", "bfloat16", "float64", "float16")
 FORMS = ("padded", "packed")
 WAYS = ("eager", "graphed", "fused", "compiled")
 COLUMNS = ("nn", *WAYS, "nn-graphed", "bound")
-RATIOS = (
-    "nn/eager nn/graphed nn/fused nn/compiled nn-graphed/graphed nn-graphed/fused bound/nn bound/graphed bound/fused"
-)
+RATIOS = [f"nn/{way}" for way in WAYS] + ["nn-graphed/graphed", "nn-graphed/fused"]
+RATIOS += ["bound/nn", "bound/graphed", "bound/fused"]
 GOALS = (("nn/graphed", "standard", 1.0), ("nn/graphed", "persistent", 0.5), ("nn/eager", "", 0.3))
-WARM_UPS = 3  # before a capture: one that takes long will do
-SLOW = 0.2  # seconds
 ROUNDS, MOST_CALLS = 15, 100  # of blocks, and in a block
 HOST = {"inference": 60e-6, "training": 240e-6}  # seconds that a step takes to launch, by which cells are planned
-
-
-class Dry:
-    """What is used of torch.cuda, in so far as a CPU can stand in for it: `--dry`."""
-
-    Stream = type("Stream", (), {"wait_stream": lambda self, other: None})
-    current_stream = Stream
-    CUDAGraph = graph_pool_handle = object
-    stream = staticmethod(nullcontext)
-    synchronize = empty_cache = reset_peak_memory_stats = staticmethod(lambda: None)
-    memory_allocated = staticmethod(lambda: 0)
-    max_memory_allocated = staticmethod(lambda: 2**20)
-    set_sync_debug_mode = staticmethod(lambda mode: None)
-    get_device_name = staticmethod(lambda: "no GPU (a dry run: the times mean nothing)")
-
-    @staticmethod
-    def graph(graph: object, pool: object) -> nullcontext[None]:
-        return nullcontext()
-
-    class Event:
-        """A moment, by the host's clock."""
-
-        def __init__(self, enable_timing: bool) -> None:
-            self.time = 0.0
-
-        def record(self) -> None:
-            self.time = time.perf_counter()
-
-        def elapsed_time(self, end: Dry.Event) -> float:
-            return (end.time - self.time) * 1e3
 
 
 @dataclass
@@ -115,98 +83,11 @@ class Cell:
         seconds = self.seconds.get(column)
         return self.errors.get(column, "").partition(":")[0] if seconds is None else f"{seconds * 1e3:.3f}"
 
+    def figures(self) -> dict[str, Any]:
+        return {**asdict(self), "ratios": {name: self.ratio(name) for name in RATIOS}}
+
     def failed(self, column: str, error: Exception) -> None:
         self.errors[column] = f"{type(error).__name__}: {error}"[:500]
-
-
-@dataclass
-class Call:
-    """A call of a module, as it is."""
-
-    module: nn.Module
-    x: Any
-    training: bool
-
-    def __call__(self) -> None:
-        if self.training:
-            self.module.zero_grad(set_to_none=True)
-            self._output().sum().backward()  # type: ignore[no-untyped-call]
-        else:
-            with torch.no_grad():
-                self._output()
-
-    def _output(self) -> Tensor:
-        output = self.module(self.x)[0]
-        data: Tensor = output.data if isinstance(output, PackedSequence) else output
-        return data
-
-
-class Compiled(Call):
-    """A call of a compiled module, which may write over what its last one returned."""
-
-    def __call__(self) -> None:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        super().__call__()
-
-
-class Graphed:
-    """A step captured in a CUDA graph, which a call replays. It keeps the tensors that the graph works on."""
-
-    def __init__(self, cuda: Any, step: Step) -> None:
-        self.cuda, self.step, self.graph = cuda, step, cuda.CUDAGraph()
-        side, pool = cuda.Stream(), cuda.graph_pool_handle()
-        side.wait_stream(cuda.current_stream())
-        with cuda.stream(side):  # and when a capture fails, this one brings back the stream from before
-            began = time.monotonic()
-            for _ in range(WARM_UPS):
-                if time.monotonic() < began + SLOW:
-                    step()
-            if isinstance(step, Call):
-                step.module.zero_grad(set_to_none=True)  # so that the graph's are in memory of its own
-            try:
-                with cuda.graph(self.graph, pool=pool):
-                    step()
-            except Exception:
-                with suppress(Exception):  # else torch takes the capture to be still on, and refuses all others
-                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-                raise
-        cuda.current_stream().wait_stream(side)
-
-    def __call__(self) -> None:
-        if self.cuda is Dry:
-            self.step()
-        else:
-            self.graph.replay()
-
-
-def products(kind: Kind, H_in: int, H: int, step_sizes: list[int], training: bool, **to: Any) -> Step:
-    """Return the matrix products alone: of a layer and direction one for all inputs, then one a step; and back."""
-    new, rows = partial(noise, **to), sum(step_sizes)
-    D, projects = 2 if kind.options.get("bidirectional") else 1, "proj_size" in kind.options
-    G, H_out = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind.layer] * H, H // 2 if projects else H
-    mm, there, back = torch.mm, list[Step](), list[Step]()
-    for k in range(D * kind.options.get("num_layers", 1)):
-        F = H_in if k < D else D * H_out
-        x, gates, h, m = new(rows, F), new(rows, G), new(rows, H_out), new(rows, H)
-        w_ih, w_hh, w_hr = new(G, F), new(G, H_out), new(H_out, H)
-        dx, dh, dm, dw_ih, dw_hh, dw_hr = map(torch.empty_like, (x, h, m, w_ih, w_hh, w_hr))
-        there.append(partial(mm, x, w_ih.t(), out=gates))
-        back_of_k: list[Step] = [partial(mm, gates.t(), x, out=dw_ih), partial(mm, gates.t(), h, out=dw_hh)]
-        back_of_k += [partial(mm, dh.t(), m, out=dw_hr)] * projects
-        back_of_k += [partial(mm, gates, w_ih, out=dx)] * (k >= D)
-        steps = zip(*(torch.split(tensor, step_sizes) for tensor in (gates, h, m, dh, dm)), strict=True)
-        for gates_t, h_t, m_t, dh_t, dm_t in steps:
-            there.append(partial(gates_t.addmm_, h_t, w_hh.t()))
-            there += [partial(mm, m_t, w_hr.t(), out=h_t)] * projects
-            back_of_k[:0] = [partial(mm, gates_t, w_hh, out=dh_t), *[partial(mm, dh_t, w_hr, out=dm_t)] * projects]
-        back = back_of_k + back
-
-    @torch.no_grad()
-    def step() -> None:
-        for product in there + back if training else there:
-            product()
-
-    return step
 
 
 def algorithm(kind: Kind, size: str, mode: str, dtype: str, form: str) -> str:
@@ -225,12 +106,6 @@ def shape(size: str, dry: bool) -> tuple[int, int, int, int]:
     """Return L, N, H_in and H, in a dry run tiny ones."""
     L, N, H_in, H = SIZES[size]
     return (min(L, 4), min(N, 3), min(H_in, 5), min(H, 6)) if dry else (L, N, H_in, H)
-
-
-def noise(*shape: int, **to: Any) -> Tensor:
-    """Return numbers near 0 that repeat: to draw all of them would take longer than to compute with them."""
-    count = math.prod(shape)
-    return torch.randn(8191).to(**to).repeat(count // 8191 + 1)[:count].view(shape).div_(shape[-1] ** 0.5)
 
 
 def inputs(L: int, N: int, H_in: int, form: str, **to: Any) -> Any:
@@ -259,19 +134,6 @@ def copied(module: nn.Module) -> nn.Module:
     if hasattr(module, "flatten_parameters"):
         module.flatten_parameters()  # type: ignore[operator]
     return module
-
-
-def timed(cuda: Any, step: Step, calls: int) -> float:
-    """Return the seconds of a call, by events around a block of them. Nothing else is under way."""
-    start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-    cuda.synchronize()
-    start.record()
-    for _ in range(calls):
-        step()
-    end.record()
-    cuda.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds / 1e3 / calls
 
 
 def in_turns(cuda: Any, cell: Cell, steps: dict[str, Step], seconds: float) -> None:
@@ -365,9 +227,9 @@ def synchronising(cuda: Any, kinds: list[Kind], forms: list[str], namespace: Any
             both = modules(kind.name, namespace, H_in, H, device=device)
             for side, module in zip(("torch.nn", "subject"), both, strict=True):
                 step = Call(module, inputs(L, N, H_in, form, device=device), training=True)
-                step()
-                cuda.set_sync_debug_mode("error")
                 try:
+                    step()
+                    cuda.set_sync_debug_mode("error")
                     step()
                 except Exception as error:
                     found.append(f"{side}, {kind.name}, {form}: {type(error).__name__}: {error}".splitlines()[0])
@@ -392,7 +254,7 @@ def number(value: float | None) -> str:
 def table(cells: list[Cell]) -> str:
     """Write Markdown: a line for each cell, with the columns that any of them has."""
     columns = [name for name in COLUMNS if any(name in cell.seconds or name in cell.errors for cell in cells)]
-    ratios = [name for name in RATIOS.split() if any(cell.ratio(name) for cell in cells)]
+    ratios = [name for name in RATIOS if any(cell.ratio(name) for cell in cells)]
     heads = [*(f"{name} ms" for name in columns), *ratios, "peak MB: nn", "eager"]
     lines = ["| kind | size | mode | cuDNN | " + " | ".join(heads) + " |", "|---" * 4 + "|" + "---:|" * len(heads)]
     for cell in cells:
@@ -467,13 +329,12 @@ def main(argv: list[str]) -> int:
     )
     kinds = [kind for kind in KINDS if kind.name in options.kinds]
     sizes = [size for size in SIZES if size in options.sizes]
-    data: dict[str, Any] = {"head": head, "seconds": options.seconds, "sizes": SIZES, "left_out": []}
+    left_out: Counter[str] = Counter()
+    data: dict[str, Any] = {"head": head, "seconds": options.seconds, "sizes": SIZES, "left_out": left_out}
     if options.sync:
         with tf32(False):
             data["synchronises"] = synchronising(cuda, kinds, options.forms, namespace)
-        print(
-            "Synchronise with the host in a training step: " + ("; ".join(data["synchronises"]) or "none"), flush=True
-        )
+        print("Synchronise in a training step:", "; ".join(data["synchronises"]) or "none", flush=True)
     cells: list[Cell] = []
     gc.freeze()  # so that what follows collects only what is new
 
@@ -485,7 +346,7 @@ def main(argv: list[str]) -> int:
             ways = [way for way in options.ways if not (late and way in ("fused", "compiled"))]
             spent = time.monotonic() - start
             if options.limit and spent + cost(cell, kind, ways, options.seconds) > options.limit:
-                data["left_out"].append(str(cell))
+                left_out[f"{dtype} {form} {size}"] += 1
                 continue
             try:
                 with tf32(dtype == "tf32"):
@@ -496,19 +357,18 @@ def main(argv: list[str]) -> int:
             with suppress(Exception):
                 cuda.empty_cache()
             group.append(cell)
-            figures = ", ".join(f"{name} {cell.text(name)}" for name in COLUMNS if cell.text(name))
-            print(f"{time.monotonic() - start:.0f} s: {cell} ({cell.cudnn}): {figures}", file=sys.stderr, flush=True)
+            figures = [f"{name} {cell.text(name)}" for name in COLUMNS if name in cell.seconds]
+            figures += [f"{name} {error.splitlines()[0]}" for name, error in cell.errors.items()]
+            spent = time.monotonic() - start
+            print(f"{spent:.0f} s: {cell} ({cell.cudnn}): {', '.join(figures)}", file=sys.stderr, flush=True)
             if options.json:
-                data["cells"] = [
-                    {**asdict(cell), "ratios": {name: cell.ratio(name) for name in RATIOS.split()}}
-                    for cell in cells + group
-                ]
+                data["cells"] = [cell.figures() for cell in cells + group]
                 options.json.write_text(json.dumps(data, indent=1) + "\n")
         cells += group
         if group:
             print(f"\n{dtype}, {form}: {head}\n\n{table(group)}\n\n{summary(group)}", flush=True)
     gc.unfreeze()
-    if data["left_out"]:
-        print(f"\nLeft out, {len(data['left_out'])} for want of time: " + "; ".join(data["left_out"]))
+    if left_out:
+        print("\nCells left out for want of time: " + "; ".join(f"{name} {n}" for name, n in left_out.items()))
     print(f"\nOver all\n{summary(cells)}")
     return 0

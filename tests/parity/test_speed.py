@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parity.bench import gpu, speed
+from parity.bench import gpu, speed, steps
 from parity.grid.subject import load
 
 
@@ -75,7 +75,7 @@ def test_what_runs_on_a_gpu_runs_dry(tmp_path, capsys, monkeypatch):
     assert speed.main(arguments) == 0
     assert tf32 == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     data, printed = json.loads(file.read_text()), capsys.readouterr()
-    assert (len(data["cells"]), data["synchronises"], data["left_out"]) == (2 * 2 * 2 * 2 * 2, [], [])
+    assert (len(data["cells"]), data["synchronises"], data["left_out"]) == (2 * 2 * 2 * 2 * 2, [], {})
     for cell in data["cells"]:
         late = ["compiled"] if cell["size"] == "small" else []
         assert {"nn", "eager", "graphed", "nn-graphed", "bound", *late} <= set(cell["seconds"]), cell["errors"]
@@ -105,7 +105,29 @@ def test_cells_without_time_are_left_out_and_named(capsys):
     assert speed.main([*DRY, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "| RNN | tiny |" in printed
-    assert "Left out, 2 for want of time: float32, padded, RNN, long, inference; " in printed
+    assert "Cells left out for want of time: float32 padded long 2\n" in printed
+
+
+def test_a_graph_is_captured_after_warm_ups_and_replayed():
+    calls = []
+
+    class Cuda(steps.Dry):
+        class CUDAGraph:
+            def replay(self):
+                calls.append("replay")
+
+    steps.Graphed(Cuda, lambda: calls.append("step"))()
+    assert calls == ["step"] * (steps.WARM_UPS + 1) + ["replay"]
+
+
+def test_a_capture_that_fails_says_why():
+    class Refusing(steps.Dry):
+        @staticmethod
+        def graph(graph, pool):
+            raise RuntimeError("not this one")
+
+    with pytest.raises(RuntimeError, match="not this one"):
+        steps.Graphed(Refusing, lambda: None)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -114,7 +136,7 @@ def test_the_bound_has_the_products_of_all_steps(kind, training):
     def addmm(self, a, b, **named):
         return 2 * a[0] * a[1] * b[1]
 
-    step = gpu.products(kind, 7, 8, [3] * 5, training)
+    step = steps.products(kind, 7, 8, [3] * 5, training)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm}) as counter:
         step()
     assert counter.get_total_flops() == 2 * kind.multiplications(5, 3, 7, 8, training)
