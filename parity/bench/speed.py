@@ -252,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m parity speed", description=__doc__.splitlines()[0])
     add = parser.add_argument
     subject.add_arguments(parser)
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda has other options: --device cuda --help")
     add("--kinds", nargs="+", choices=names, default=names, metavar="KIND", help="; ".join(names))
     add("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="SIZE", help=" ".join(SIZES))
     add("--threads", nargs="+", type=int, default=[1], metavar="N", help="numbers of threads; default: 1")
@@ -265,6 +266,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Return exit code 0: measured, whatever came out. 2: wrong usage."""
+    argv = sys.argv[1:] if argv is None else argv
+    on_gpu = argparse.ArgumentParser(add_help=False)
+    on_gpu.add_argument("--device")
+    on_gpu.add_argument("--dry", action="store_true")
+    given, _ = on_gpu.parse_known_args(argv)
+    if given.dry or given.device not in (None, "cpu"):
+        from . import gpu
+
+        return gpu.main(argv)
     parser = _parser()
     options = parser.parse_args(argv)
     if min(options.threads) < 1 or options.seconds <= 0:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parity.bench import speed
+from parity.bench import gpu, speed, steps
 from parity.grid.subject import load
 
 
@@ -39,7 +39,10 @@ def test_all_figures_are_written(tmp_path, capsys):
     assert "torch.nn by oneDNN, training" in printed
 
 
-@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--seconds", "0"], ["--subject", "no_such_module"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--threads", "0"], ["--seconds", "0"], ["--subject", "no_such_module"], ["--dry", "--limit", "0"]],
+)
 def test_wrong_usage_is_refused(arguments):
     with pytest.raises(SystemExit) as exit:
         speed.main(arguments)
@@ -52,3 +55,107 @@ def test_threads_are_left_as_they_were():
         ["--subject", "torch.nn", "--sizes", "tiny", "--kinds", "RNN", "--seconds", "0.01", "--threads", "1", "2"]
     )
     assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_runs_on_a_gpu_runs_dry(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)  # imports for seconds
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    file, kinds = tmp_path / "speed.json", ["LSTM projection", "GRU 2 layers, both directions"]
+    arguments = ["--dry", "--sizes", "small", "large", "--seconds", "0.005", "--sync", "--json", str(file)]
+    arguments += ["--forms", *gpu.FORMS, "--dtypes", "float32", "tf32", "--kinds", *kinds, "--ways", *gpu.WAYS]
+    assert speed.main(arguments) == 0
+    assert tf32 == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    data, printed = json.loads(file.read_text()), capsys.readouterr()
+    assert (len(data["cells"]), data["synchronises"], data["left_out"]) == (2 * 2 * 2 * 2 * 2, [], {})
+    for cell in data["cells"]:
+        late = ["compiled"] if cell["size"] == "small" else []
+        assert {"nn", "eager", "graphed", "nn-graphed", "bound", *late} <= set(cell["seconds"]), cell["errors"]
+        assert cell["ratios"]["nn/graphed"] == cell["seconds"]["nn"] / cell["seconds"]["graphed"]
+    assert "tf32, packed: rnnkit beside torch.nn" in printed.out
+    assert "| GRU 2 layers, both directions | large | training | standard |" in printed.out
+    assert "nn/graphed where cuDNN is persistent, goal 0.5: geometric mean" in printed.out
+    assert len(printed.err.splitlines()) == len(data["cells"])
+
+
+DRY = ["--dry", "--kinds", "RNN", "--dtypes", "float32", "--seconds", "0.005"]
+
+
+def test_a_way_that_fails_fails_alone(capsys, monkeypatch):
+    def fails(*anything, **named):
+        raise RuntimeError("not this one")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert speed.main([*DRY, "--sizes", "tiny", "--ways", "eager", "compiled"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| RNN | tiny | training"))
+    assert "RuntimeError" in row
+    assert len(row.split(" | ")) == 4 + len(("nn", "eager", "compiled", "bound", "nn/eager", "bound/nn", "MB", "MB"))
+
+
+def test_cells_without_time_are_left_out_and_named(capsys):
+    arguments = ["--sizes", "tiny", "long", "--ways", "eager", "compiled", "--compiled-sizes", "long", "--limit", "10"]
+    assert speed.main([*DRY, *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "| RNN | tiny |" in printed
+    assert "Cells left out for want of time: float32 padded long 2\n" in printed
+
+
+def test_a_graph_is_captured_after_warm_ups_and_replayed():
+    calls = []
+
+    class Cuda(steps.Dry):
+        class CUDAGraph:
+            def replay(self):
+                calls.append("replay")
+
+    steps.Graphed(Cuda, lambda: calls.append("step"))()
+    assert calls == ["step"] * (steps.WARM_UPS + 1) + ["replay"]
+
+
+def test_a_capture_that_fails_says_why():
+    class Refusing(steps.Dry):
+        @staticmethod
+        def graph(graph, pool):
+            raise RuntimeError("not this one")
+
+    with pytest.raises(RuntimeError, match="not this one"):
+        steps.Graphed(Refusing, lambda: None)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", speed.KINDS, ids=lambda kind: kind.name)
+def test_the_bound_has_the_products_of_all_steps(kind, training):
+    def addmm(self, a, b, **named):
+        return 2 * a[0] * a[1] * b[1]
+
+    step = steps.products(kind, 7, 8, [3] * 5, training)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm}) as counter:
+        step()
+    assert counter.get_total_flops() == 2 * kind.multiplications(5, 3, 7, 8, training)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mode", "dtype", "form", "algorithm"),
+    [
+        ("LSTM", "small", "training", "float32", "padded", "persistent"),
+        ("LSTM", "medium", "inference", "float32", "padded", "standard"),
+        ("RNN", "medium", "training", "float32", "padded", "persistent"),
+        ("RNN", "wide", "inference", "float32", "padded", "standard"),
+        ("LSTM", "small", "training", "float64", "padded", "standard"),
+        ("LSTM", "small", "training", "float32", "packed", "standard"),
+        ("LSTM projection", "small", "training", "float32", "padded", "standard"),
+        ("LSTM", "wide", "training", "float16", "padded", "persistent"),
+        ("GRU", "wide", "training", "float16", "padded", "standard"),
+    ],
+)
+def test_the_algorithm_is_the_one_of_torchs_rule(name, size, mode, dtype, form, algorithm):
+    kind = next(kind for kind in speed.KINDS if kind.name == name)
+    assert gpu.algorithm(kind, size, mode, dtype, form) == algorithm
