@@ -101,8 +101,8 @@ def summary(cells: dict[str, dict[str, Any]]) -> str:
     for name, cell in cells.items():
         if cell["outcome"] != "-":
             classes.setdefault(cell["outcome"], []).append(name)
-    if len(classes) == 1:
-        return next(iter(classes))
+    if len(classes) < 2:
+        return next(iter(classes), "-")
     return "; ".join(f"{word}: {' '.join(names)}" for word, names in classes.items() if word != "works")
 
 
