@@ -17,7 +17,7 @@ from .contract.answers import Answer, ask, contract, questions, shown
 from .grid import subject
 from .grid.cases import CLASSES, Case, grid, quick, select
 from .grid.compare import Result
-from .grid.engine import results
+from .grid.engine import device_name, results
 from .grid.verdict import exit_code
 from .mutants.selftest import selftest
 from .report import terminal
@@ -31,6 +31,7 @@ examples:
   python -m parity --ask "LSTM(3, 4) | x(5, 2, 7)"   one question, both answers
   python -m parity --subject mypackage.rnn           any module that offers the six classes
   python -m parity --set path=readable               the subject's classes with a class attribute set
+  python -m parity --device cuda --jobs 8            both on a GPU
   python -m parity check mypackage.rnn:MyLSTM        is one class, function or .npz file torch.nn's, and if not, why?
 more, each with a --help of its own: check, replay, compare, matrix, speed
 """
@@ -55,27 +56,30 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
+    if options.device != "cpu" and (options.selftest or options.ask or options.k == "contract"):
+        parser.error("the contract and the selftest are of the CPU")
     if options.selftest:
         return selftest(options.jobs, options.verbose)
 
-    with_contract = options.k in (None, "contract")
+    with_contract = options.device == "cpu" and options.k in (None, "contract")
     cases = _cases(parser, options)
     if options.list:
         asked = [shown(name, question) for name, question in questions()] if options.k == "contract" else []
         print("\n".join(asked or [case.name for case in cases]))
         return 0
     namespace = subject.chosen(parser, options)
+    place = "" if options.device == "cpu" else f" on {device_name(subject.usable(parser, options.device))}"
     if options.ask:
         return _ask(parser, namespace, options.ask)
 
     start = time.monotonic()
-    print(f"{subject.title(options)} against torch.nn {torch.__version__}, seed {options.seed}\n")
+    print(f"{subject.title(options)} against torch.nn {torch.__version__}{place}, seed {options.seed}\n")
     answers: list[Answer] = list(contract(namespace)) if with_contract else []
     found = _run(cases, options)
     seconds = time.monotonic() - start
     print(terminal.text(found, answers, seconds, _again(options), options.seed))
     if options.json:
-        data = terminal.as_json(found, answers, subject.title(options), options.seed, seconds)
+        data = terminal.as_json(found, answers, subject.title(options), options.seed, seconds, options.device)
         options.json.write_text(json.dumps(data, indent=1) + "\n")
     return exit_code([*found, *answers])
 
@@ -91,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
     parser.add_argument("--quick", action="store_true", help="a covering subset of the cases, and the contract")
     subject.add_arguments(parser)
+    subject.add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="draws other numbers and other sizes")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes; default: 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict to FILE")
@@ -104,11 +109,12 @@ def _again(options: argparse.Namespace) -> str:
     """Return the command line that runs this subject with these settings."""
     given = [f" --subject {options.subject}"] * (options.subject != "rnnkit")
     given += [" --set " + shlex.quote(f"{name}={value}") for name, value in options.settings.items()]
+    given += [f" --device {options.device}"] * (options.device != "cpu")
     return "python -m parity" + "".join(given)
 
 
 def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
-    cases = grid()
+    cases = grid(options.device)
     if options.k == "contract":
         return []
     if options.k is not None:

@@ -13,6 +13,7 @@ from .checkup.arrays import check_arrays
 from .checkup.diagnose import EXACT, Doctor
 from .checkup.examine import check
 from .grid import run
+from .grid.subject import add_device, usable
 from .report import pages
 
 EPILOG = """\
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--map", metavar="PKG.MOD:NAME", help="a weight map: torch.nn's weights -> the subject's")
     parser.add_argument("--grid", choices=("quick", "full"), default="quick", help="full: every case that it offers")
     parser.add_argument("--seed", type=int, default=0, help="draws other numbers")
+    add_device(parser)
     parser.add_argument("--batch-first", action="store_true", help="the arrays of a .npz file are batch first")
     for name, what in (
         ("json", "data"),
@@ -56,9 +58,11 @@ def main(argv: list[str]) -> int:
         else:
             weight_map = subjects.load(options.map) if options.map else None
             target = subjects.load(options.target)
+            device = usable(parser, options.device)
             checkup = check(
-                target, options.as_, weight_map=weight_map, grid=options.grid, seed=options.seed, raises=False
-            )
+                target, options.as_, weight_map=weight_map, grid=options.grid, seed=options.seed, raises=False,
+                device=device,
+            )  # fmt: skip
     except (ImportError, AttributeError, ValueError, OSError) as error:
         parser.error("".join(traceback.format_exception_only(error)).strip())
     print(checkup)

@@ -37,6 +37,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..grid.cases import CLASSES
+from ..grid.run import tf32
 from ..grid.subject import Settings, load
 from ..mutants.module import Planted, implementation
 
@@ -77,10 +78,12 @@ def close(actual: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-5) ->
 class Bench:
     """A module of one class in one configuration, and the float64 loop with the same weights."""
 
-    def __init__(self, library: Any, name: str, options: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, library: Any, name: str, options: dict[str, Any], dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(0)
-        self.library, self.name, self.options, self.dtype = library, name, options, dtype
-        self.loop = getattr(LOOP, name)(H_IN, H, **options).double()
+        self.library, self.name, self.options, self.dtype, self.device = library, name, options, dtype, device
+        self.loop = getattr(LOOP, name)(H_IN, H, **options).double().to(device)
         self.module = self.make()
         self.module.load_state_dict(self.loop.state_dict())
         self.is_cell = name.endswith("Cell")
@@ -89,10 +92,11 @@ class Bench:
         self.x, self.v, self.hx = self.input(), self.input(), self.state()
 
     def make(self, **more: Any) -> Any:
-        return getattr(self.library, self.name)(H_IN, H, **self.options | more, dtype=self.dtype)
+        place = {} if self.device == "cpu" else {"device": self.device}
+        return getattr(self.library, self.name)(H_IN, H, **place | self.options | more, dtype=self.dtype)
 
     def variant(self, dtype: torch.dtype | None = None, **more: Any) -> Bench:
-        return Bench(self.library, self.name, self.options | more, dtype or self.dtype)
+        return Bench(self.library, self.name, self.options | more, dtype or self.dtype, self.device)
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -100,12 +104,12 @@ class Bench:
 
     def input(self, *lead: int, steps: int = L, rows: int = N) -> Tensor:
         shape = (rows,) if self.is_cell else (rows, steps) if self.batch_first else (steps, rows)
-        return torch.randn(*lead, *shape, H_IN, dtype=self.dtype)
+        return torch.randn(*lead, *shape, H_IN, dtype=self.dtype).to(self.device)
 
     def state(self, *lead: int, rows: int = N) -> Any:
         slots = () if self.is_cell else (self.loop.num_layers * (2 if self.loop.bidirectional else 1),)
         sizes = [self.options.get("proj_size", H)] + [H] * self.name.startswith("LSTM")
-        states = tuple(torch.randn(*lead, *slots, rows, size, dtype=self.dtype) for size in sizes)
+        states = tuple(torch.randn(*lead, *slots, rows, size, dtype=self.dtype).to(self.device) for size in sizes)
         return states if len(states) > 1 else states[0]
 
     def run(self, x: Any, hx: Any = None, params: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
@@ -162,7 +166,8 @@ def flat(result: Any) -> list[Tensor]:
 
 def scalar(outputs: Sequence[Tensor]) -> Tensor:
     """Return a loss that no output is missing from, each with a weight of its own."""
-    return sum(((k + 1) * (out * out).sum() + out.sum() for k, out in enumerate(outputs)), torch.zeros(()))
+    nothing = torch.zeros((), device=outputs[0].device)
+    return sum(((k + 1) * (out * out).sum() + out.sum() for k, out in enumerate(outputs)), nothing)
 
 
 def each(benchmark: Callable[[Any], Any], *batched: Any) -> tuple[Tensor, ...]:
@@ -189,6 +194,7 @@ class Capability:
     slow: bool = False
     needs: str = ""  # a package, without which the row is skipped
     apart: bool = False  # run in two processes, all classes at once
+    cpu_only: bool = False
 
     def remark(self, b: Bench) -> str:
         """Check a module, and compare what the check answers with the loop."""
@@ -204,11 +210,14 @@ class Capability:
 
 
 CAPABILITIES: list[Capability] = []
+#: What can be asked on a GPU alone, or is of interest there alone.
+ON_GPU: list[Capability] = []
 
 
 def capability(name: str, group: str, **options: Any) -> Callable[[Check], None]:
     """Register a check, written as a lambda where it is one expression."""
-    return lambda check: CAPABILITIES.append(Capability(name, group, check, **options))
+    rows = ON_GPU if group == "on a GPU" else CAPABILITIES
+    return lambda check: rows.append(Capability(name, group, check, **options))
 
 
 # Autograd -----------------------------------------------------------------------------------------------------------
@@ -270,7 +279,7 @@ def _(b: Bench) -> Answer:
 def _(b: Bench) -> Answer:
     x, z = b.x.clone().requires_grad_(), b.x.double().requires_grad_()
     y = b.run(x)[0]
-    vectors = torch.randn(3, *y.shape)
+    vectors = torch.randn(3, *y.shape).to(b.device)
     expected = [torch.autograd.grad(b.truth(z)[0], z, v.double())[0] for v in vectors]
     return torch.autograd.grad(y, x, vectors, is_grads_batched=True), torch.stack(expected)
 
@@ -338,7 +347,7 @@ def _(b: Bench) -> None:
 
 @capability("vmap over packed rows", "torch.func", cells=False)
 def _(b: Bench) -> Answer:
-    rows, sizes = torch.randn(3, 7, H_IN), torch.tensor([3, 2, 2])
+    rows, sizes = torch.randn(3, 7, H_IN).to(b.device), torch.tensor([3, 2, 2])
 
     def rewrapped(function: Run) -> Run:
         return lambda data: function(PackedSequence(data, sizes))
@@ -393,8 +402,8 @@ def _(b: Bench) -> Answer:
 
 @capability("packed", "torch.compile", cells=False)
 def _(b: Bench) -> Answer:
-    indices = torch.tensor([0, 1, 2])
-    given = PackedSequence(torch.randn(7, H_IN), torch.tensor([3, 2, 2]), indices, indices)
+    indices = torch.tensor([0, 1, 2], device=b.device)
+    given = PackedSequence(torch.randn(7, H_IN).to(b.device), torch.tensor([3, 2, 2]), indices, indices)
     return flat(compiled(b)(given)), b.truth(given)
 
 
@@ -457,7 +466,7 @@ def _(b: Bench) -> None:
         check_program(b, elsewhere)
 
 
-@capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True)
+@capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True, cpu_only=True)
 def _(b: Bench) -> None:
     import onnxruntime
 
@@ -499,8 +508,8 @@ def _(b: Bench) -> None:
 
 @capability("packed, rows of length 0", "no steps", cells=False)
 def _(b: Bench) -> None:
-    sizes, order = torch.tensor([2, 1]), torch.tensor([1, 3, 0, 2])  # rows 0 and 2 of four have no step
-    x, hx = torch.randn(3, H_IN), b.state(rows=4)
+    sizes, order = torch.tensor([2, 1]), torch.tensor([1, 3, 0, 2], device=b.device)  # rows 0 and 2 of 4: no step
+    x, hx = torch.randn(3, H_IN).to(b.device), b.state(rows=4)
     output, *h_n = b.run(PackedSequence(x, sizes, order, order.argsort()), hx)
     given = [h[:, order] for h in flat(hx)]
     alive = tuple(h[:, :2] for h in given)
@@ -511,8 +520,8 @@ def _(b: Bench) -> None:
 
 @capability("packed, all rows of length 0", "no steps", cells=False)
 def _(b: Bench) -> None:
-    nothing = torch.zeros(0, dtype=torch.int64)
-    check_no_steps(b, PackedSequence(torch.zeros(0, H_IN), nothing, torch.arange(3), torch.arange(3)), 3)
+    nothing, order = torch.zeros(0, dtype=torch.int64), torch.arange(3, device=b.device)
+    check_no_steps(b, PackedSequence(torch.zeros(0, H_IN, device=b.device), nothing, order, order), 3)
 
 
 # Many processes -----------------------------------------------------------------------------------------------------
@@ -536,12 +545,12 @@ def check_halves(b: Bench, wrap: Callable[[nn.Module], Any], whole: Callable[[An
     close(grads, b.true_grads(x, hx, params)[1:], rtol=1e-3, atol=1e-4)
 
 
-capability("DistributedDataParallel", "processes", apart=True, slow=True)(
+capability("DistributedDataParallel", "processes", apart=True, slow=True, cpu_only=True)(
     lambda b: check_halves(b, nn.parallel.DistributedDataParallel, lambda grad: grad)
 )
 
 
-@capability("FSDP2 fully_shard", "processes", apart=True, slow=True)
+@capability("FSDP2 fully_shard", "processes", apart=True, slow=True, cpu_only=True)
 def _(b: Bench) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -594,7 +603,7 @@ def _(b: Bench) -> Answer:
 
 @capability("autocast, bfloat16", "surroundings")
 def _(b: Bench) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.device(b.device).type, dtype=torch.bfloat16):
         y = b.run(b.x)
     close(y, b.truth(b.x), rtol=0.05, atol=0.05)
     grads = torch.autograd.grad(scalar(y).float(), list(b.module.parameters()))
@@ -618,7 +627,7 @@ def _(b: Bench) -> None:
 
     shape = b.x.shape
     with FakeTensorMode():
-        found = flat(b.make()(torch.empty(shape)))
+        found = flat(b.make()(torch.empty(shape, device=b.device)))
     check_shapes(b, found, lambda y: isinstance(y, FakeTensor))
 
 
@@ -711,13 +720,90 @@ def _(b: Bench) -> Answer:
     return flat(traced(b.x, b.hx)), b.truth(b.x, b.hx)
 
 
-@capability("quantize_dynamic", "surroundings")
+@capability("quantize_dynamic", "surroundings", cpu_only=True)
 def _(b: Bench) -> Answer:
     if "bias" in b.options:  # torch.ao takes no module without biases
         return None
     quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(b.module))[0]  # type: ignore[no-untyped-call]
     close(flat(quantized(b.x)), b.truth(b.x), rtol=0.1, atol=0.1)
     return "left as is" if type(quantized) is type(b.module) else None
+
+
+# On a GPU, beside all that -------------------------------------------------------------------------------------------
+
+
+@capability("hx that is not contiguous", "on a GPU")
+def _(b: Bench) -> Answer:
+    return lambda x, hx: b.run(x, tree_map(lambda h: h.mT.contiguous().mT, hx))
+
+
+@capability("dropout between layers alone, at its rate", "on a GPU", cells=False)
+def _(b: Bench) -> None:
+    module, p = getattr(b.library, b.name)(H_IN, 500, num_layers=2, dropout=0.4, device=b.device), 0.4
+    output, states, *_ = flat(module(torch.randn(1, 1, H_IN).to(b.device)))
+    output.sum().backward()  # type: ignore[no-untyped-call]
+    # One vector passed: the gradient of the upper layer's weights is the outer product of the gates' and of what came
+    # through. `states` has what the lower layer made.
+    gates, product, made = module.bias_ih_l1.grad, module.weight_ih_l1.grad, states[0, 0]
+    gate = gates.abs().argmax()
+    came = product[gate] / gates[gate]
+    kept = came != 0
+    if not output.all() or not made.all() or abs(kept.double().mean() - (1 - p)) > 0.12:  # over five deviations
+        raise WrongError(f"{kept.double().mean():.0%} come through")
+    close(came[kept], made[kept] / (1 - p), rtol=1e-3)
+
+
+@capability("autocast, float16, with a GradScaler", "on a GPU")
+def _(b: Bench) -> None:
+    kind, parameters = torch.device(b.device).type, list(b.module.parameters())
+    scaler, optimizer = torch.amp.GradScaler(kind, init_scale=16.0), torch.optim.SGD(parameters, lr=0.1)
+    with torch.autocast(kind, dtype=torch.float16):
+        y = b.run(b.x)
+    close(y, b.truth(b.x), rtol=0.01, atol=0.01)
+    scaler.scale(scalar(y)).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimizer)
+    grads = [p.grad for p in parameters]
+    close(grads, b.true_grads(b.x)[1:], rtol=0.05, atol=0.1)
+    expected = [p - 0.1 * grad for p, grad in zip(parameters, grads, strict=True)]
+    scaler.step(optimizer)
+    scaler.update()
+    close(parameters, expected)
+
+
+@capability("70,000 steps, training", "on a GPU", cells=False, slow=True)
+def _(b: Bench) -> None:
+    twin = getattr(nn, b.name)(2, 2).double()  # torch.nn's, on the CPU: the loop takes long
+    module = getattr(b.library, b.name)(2, 2, device=b.device)
+    module.load_state_dict(twin.state_dict())
+    x = torch.randn(70_000, 1, 2)
+    made = flat(module(x.to(b.device))), flat(twin(x.double()))
+    close([y.cpu() for y in made[0]], made[1], rtol=1e-3, atol=1e-4)
+    for y in made:
+        scalar(y).backward()  # type: ignore[no-untyped-call]
+    for found, wanted in zip(module.parameters(), twin.parameters(), strict=True):
+        close(found.grad.cpu() / wanted.grad.abs().max(), wanted.grad / wanted.grad.abs().max(), atol=1e-3)
+
+
+@capability("make_graphed_callables", "on a GPU")
+def _(b: Bench) -> Answer:
+    graphed: Run = torch.cuda.make_graphed_callables(b.module, (b.input().requires_grad_(), b.state()))
+    b.grads(graphed, b.input(), b.state())  # a replay, so that what follows is another with other numbers
+    return graphed
+
+
+@capability('torch.compile, mode="reduce-overhead"', "on a GPU", slow=True)
+def _(b: Bench) -> Answer:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    module = compiled(b, "inductor", mode="reduce-overhead")
+    for x in (b.input(), b.input(), b.input()):  # to warm up, to record, to replay
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        close(b.grads(module, x, b.hx), b.true_grads(x, b.hx))
+    if counters["inductor"]["cudagraph_skips"]:
+        raise WrongError("right, and no graph was captured")
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    return module
 
 
 # Outcomes ---------------------------------------------------------------------------------------------------------
@@ -736,9 +822,9 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def outcome(row: Capability, library: Any, name: str) -> Sequence[str]:
+def outcome(row: Capability, library: Any, name: str, device: str = "cpu") -> Sequence[str]:
     """Say what became of one cell of the table, in a word, and the message of what went wrong."""
-    if name.endswith("Cell") and not row.cells:
+    if (name.endswith("Cell") and not row.cells) or (row.cpu_only and device != "cpu"):
         return "-", ""
     if row.needs and importlib.util.find_spec(row.needs) is None:
         return "skipped", f"{row.needs} is not installed"
@@ -747,8 +833,8 @@ def outcome(row: Capability, library: Any, name: str) -> Sequence[str]:
     remark = ""
     for options in OPTIONS[name][-1 if row.slow else 0 :]:  # of the slow ones the harder configuration will do
         try:
-            with quiet():
-                remark = row.remark(Bench(library, name, options)) or remark
+            with quiet(), contextlib.nullcontext() if device == "cpu" else tf32(False):
+                remark = row.remark(Bench(library, name, options, device=device)) or remark
         except WrongError as error:
             return "wrong", f"{options}: {error}"
         except Exception as error:

@@ -21,7 +21,8 @@ from torch import nn
 
 from ..grid import subject
 from ..grid.cases import CLASSES
-from .capabilities import CAPABILITIES, OPTIONS, Capability, outcome
+from ..grid.engine import device_name
+from .capabilities import CAPABILITIES, ON_GPU, OPTIONS, Capability, outcome
 
 #: Outcomes that are no failure: `left as is` is what quantize_dynamic does with modules it does not know.
 FINE = ("works", "left as is")
@@ -40,10 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names of the capabilities and stop")
     parser.add_argument("--quick", action="store_true", help="without the slow ones: inductor, files, processes")
     subject.add_arguments(parser)
+    subject.add_device(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every cell to FILE, with messages and seconds")
     options = parser.parse_args(argv)
 
-    rows = [row for row in CAPABILITIES if options.k.lower() in f"{row.group} {row.name}".lower()]
+    rows = [*CAPABILITIES, *(() if options.device == "cpu" else ON_GPU)]
+    rows = [row for row in rows if options.k.lower() in f"{row.group} {row.name}".lower()]
     rows = [row for row in rows if not (options.quick and row.slow)]
     if not rows:
         parser.error(f"no capability matches {options.k!r}; --list shows their names")
@@ -51,15 +54,18 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"{row.group}: {row.name}" for row in rows))
         return 0
     namespace = subject.chosen(parser, options)
+    device = subject.usable(parser, options.device)
     name = subject.title(options)
     libraries = {"torch.nn": nn, name: namespace}
 
     print(f"What torch {torch.__version__} can do with the classes of torch.nn and of {name}. A class works")
     print("where it is not named; each cell ran now, and its numbers are those of a float64 loop.")
+    if device != "cpu":
+        print(f"Both run on {device_name(device)}, float32 without TF32.")
     start = time.monotonic()
     table: list[dict[str, Any]] = []
     print(line("", *libraries))
-    for entry in entries(rows, libraries):
+    for entry in entries(rows, libraries, device):
         if not table or table[-1]["group"] != entry["group"]:
             print(entry["group"])
         table.append(entry)
@@ -70,11 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     skipped = f", {words['skipped']} were skipped" * bool(words["skipped"])
     print(f"\n{ran - bad} of the subject's {ran} cells work{skipped}. ({time.monotonic() - start:.0f} s)")
     if options.json:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "options": OPTIONS, "rows": table}, indent=1))
+        about = {"torch": torch.__version__, "device": device_name(device), "options": OPTIONS}
+        options.json.write_text(json.dumps({**about, "rows": table}, indent=1))
     return int(bad > 0)
 
 
-def entries(rows: list[Capability], libraries: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def entries(rows: list[Capability], libraries: dict[str, Any], device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Run each capability on each class of each library."""
     for row in rows:
         cells: dict[str, Any] = {}
@@ -82,7 +89,7 @@ def entries(rows: list[Capability], libraries: dict[str, Any]) -> Iterator[dict[
             cells[library] = {}
             for name in CLASSES:
                 start = time.monotonic()
-                word, message = outcome(row, namespace, name)
+                word, message = outcome(row, namespace, name, device)
                 seconds = round(time.monotonic() - start, 2)
                 cells[library][name] = {"outcome": word, "message": message, "seconds": seconds}
         yield {"group": row.group, "capability": row.name, "outcomes": cells}
@@ -94,8 +101,8 @@ def summary(cells: dict[str, dict[str, Any]]) -> str:
     for name, cell in cells.items():
         if cell["outcome"] != "-":
             classes.setdefault(cell["outcome"], []).append(name)
-    if len(classes) == 1:
-        return next(iter(classes))
+    if len(classes) < 2:
+        return next(iter(classes), "-")
     return "; ".join(f"{word}: {' '.join(names)}" for word, names in classes.items() if word != "works")
 
 

@@ -158,7 +158,7 @@ class Diagnosis:
 class Doctor:
     """Probes one subject."""
 
-    def __init__(self, subject: Subject, seed: int = 0, nonlinearity: str = "tanh") -> None:
+    def __init__(self, subject: Subject, seed: int = 0, nonlinearity: str = "tanh", device: str = "cpu") -> None:
         self.subject = subject
         self.kind = subject.class_name + (f"-{nonlinearity}" if subject.kind == "RNN" else "")
         self.seed = seed
@@ -167,7 +167,7 @@ class Doctor:
         self.also: tuple[Variant, ...] = ()
         self.exact = True  # no dtype slip was found, so that gradients can be compared
         self.output_alone = False
-        self.always: dict[str, Any] = {}  # options that every probe has, because the subject needs them
+        self.always: dict[str, Any] = {"device": device}  # what every probe has, and options that the subject needs
         self.backward_errors: dict[str, str] = {}
 
     def diagnose(self) -> Diagnosis:
@@ -208,14 +208,14 @@ class Doctor:
             return seen
         try:
             module = build(self.subject.namespace, case, drawn, EXACT)
-            hx = drawn.hx if len(drawn.hx) < 2 else (drawn.hx,)
+            hx = tuple(state.to(case.device) for state in drawn.hx)
             with torch.no_grad():
-                result = module(drawn.input.clone(), *hx)
+                result = module(drawn.input.to(case.device, copy=True), *((hx,) if len(hx) > 1 else hx))
         except Exception as error:  # whatever a subject raises is an observation
             seen.error = f"{type(error).__name__}: {error}"
             return seen
         if isinstance(result, Tensor):
-            seen.tensors["output"] = result
+            seen.tensors["output"] = result.cpu()
         else:
             seen.error = f"forward returns {type(result).__name__}"
         return seen
@@ -238,7 +238,7 @@ class Doctor:
                 for convention in chosen:
                     self.add(Finding(convention.name, convention.where, convention.fix, "seen by the shapes"))
                 if not hx:
-                    self.always = {"hx": False}
+                    self.always["hx"] = False
                     self.diagnosis.not_offered["hx"] = "forward takes no state"
                 if self.output_alone:
                     fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
@@ -402,7 +402,7 @@ class Doctor:
         case, drawn = self.draw(replace(BASE, options={"hx": False}), 0)
         try:
             module = build(self.subject.namespace, case, drawn, EXACT).eval()
-            first, second = (tree_leaves(module(drawn.input.clone())) for _ in range(2))
+            first, second = (tree_leaves(module(drawn.input.to(case.device, copy=True))) for _ in range(2))
         except Exception:  # a call without a state is not offered, which is said elsewhere
             return
         if not all(torch.equal(a, b) for a, b in zip(first, second, strict=False)):

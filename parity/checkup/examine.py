@@ -15,6 +15,7 @@ import torch
 from ..grid import cases as grid
 from ..grid.cases import Case
 from ..grid.compare import Difference, Result, judge
+from ..grid.engine import environment
 from ..grid.verdict import Verdict
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
@@ -52,6 +53,7 @@ def check(
     grid: str = "quick",
     seed: int = 0,
     raises: bool = True,
+    device: str = "cpu",
 ) -> Checkup:
     """Check a class, a function or `PKG.MOD:NAME` against torch.nn.
 
@@ -59,6 +61,7 @@ def check(
     weight_map  torch.nn's weights by name -> the subject's parameters by name; found from names and shapes otherwise
     grid        quick, or full: every case that the subject offers
     raises      AssertionError with the report if the subject is not torch.nn's
+    device      where torch.nn and the subject run
 
     For a test of one's own: `def test_parity(): parity.check(MyLSTM)`.
     """
@@ -67,7 +70,7 @@ def check(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        checkup = examine(subject, grid, seed)
+        checkup = examine(subject, grid, seed, device)
     finally:
         torch.set_num_threads(threads)
     checkup.seconds = time.monotonic() - start
@@ -76,22 +79,24 @@ def check(
     return checkup
 
 
-def examine(subject: Subject, size: str, seed: int) -> Checkup:
+def examine(subject: Subject, size: str, seed: int, device: str = "cpu") -> Checkup:
     """Check a subject, on one thread."""
-    doctor = Doctor(subject, seed)
+    doctor = Doctor(subject, seed, device=device)
     diagnosis = doctor.diagnose()
     for name, value in subject.defaults.items():
         fix = f"let {name} default to {subjects.DEFAULTS[name]!r}, as in torch.nn, or pass it"
         diagnosis.findings.append(Finding(f"{name} is {value!r} where nothing is said", "", fix))
-    checkup = Checkup(subject.name, subject.class_name, diagnosis, subject.notes, seed=seed)
+    checkup = Checkup(
+        subject.name, subject.class_name, diagnosis, subject.notes, seed=seed, environment=environment(device)
+    )
     offered = doctor.subject.namespace
     if BASE.name in diagnosis.errors:
         return checkup
     if doctor.output_alone:
         diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
-    chosen = [] if doctor.output_alone else cases(subject, diagnosis, size)
+    chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
-        relu = Doctor(subject, seed, "relu")
+        relu = Doctor(subject, seed, "relu", device)
         if not relu.run(*relu.draw(BASE, 0)).tensors:
             diagnosis.not_offered["relu"] = "no argument nonlinearity"
             chosen = [case for case in chosen if not case.kind.endswith("relu")]
@@ -100,12 +105,12 @@ def examine(subject: Subject, size: str, seed: int) -> Checkup:
     return checkup
 
 
-def cases(subject: Subject, diagnosis: Diagnosis, size: str) -> list[Case]:
+def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu") -> list[Case]:
     """Choose the cases that the subject offers: all of them, or a subset that covers all pairs of options."""
     lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
     offered = [
         case
-        for case in grid.grid()
+        for case in grid.grid(device)
         if case.class_name == subject.class_name and not any(applies(case) for applies in lacking)
     ]
     if size == "full":

@@ -86,7 +86,8 @@ class Checkup:
 
     @property
     def footer(self) -> str:
-        return f"{self.seconds:.1f} s, torch {self.environment['torch']}, seed {self.seed}"
+        place = f" on {self.environment['device']}" if "device" in self.environment else ""
+        return f"{self.seconds:.1f} s, torch {self.environment['torch']}{place}, seed {self.seed}"
 
     def __str__(self) -> str:
         """Say verdict and diagnosis first, then the table: for a terminal and for an assertion's message."""

@@ -152,6 +152,7 @@ def _set_up(case: Case, drawn: Draw) -> list[str]:
         "from torch import nn, tensor",
         "",
         "torch.set_default_dtype(torch.float64)",
+        *([f"torch.set_default_device({case.device!r})"] if case.on_gpu else []),
         f"rnn = nn.{case.class_name}({', '.join(arguments)})" + ".eval()" * (case.dropout == "dropout_eval"),
         "rnn.load_state_dict({",
         *(f"    {key!r}: {_literal(weight)}," for key, weight in drawn.weights.items()),

@@ -112,10 +112,10 @@ def _module(
     cls: type, class_name: str, arguments: dict[str, Any], weight_map: WeightMap | None, notes: list[str]
 ) -> nn.Module:
     arguments = dict(arguments)
-    dtype = arguments.pop("dtype", None) or torch.float32
+    dtype, device = arguments.pop("dtype", None) or torch.float32, arguments.pop("device", None)
     reference = _reference(class_name, arguments)
     shapes = {name: tuple(parameter.shape) for name, parameter in reference.named_parameters()}
-    module = _construct(cls, arguments).to(dtype)
+    module = _construct(cls, arguments).to(device, dtype)
     own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     if weight_map is None and list(own.items()) == list(shapes.items()):
         return module
@@ -128,7 +128,7 @@ def _module(
         weight_map = layout.map
         said += layout.lines() if len(own) == len(layout.parts) else ()
     notes += [line for line in said if line not in notes]
-    return MappedSubject(module, reference, weight_map, dtype)
+    return MappedSubject(module, reference, weight_map, dtype, device)
 
 
 def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -167,17 +167,19 @@ def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
 class Adapted(nn.Module):
     """torch.nn's parameters by name and shape, before anything that computes with them."""
 
-    def __init__(self, reference: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, reference: nn.Module, dtype: torch.dtype, device: str | None = None) -> None:
         super().__init__()
         for name, parameter in reference.named_parameters():
-            setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+            setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
 
 
 class MappedSubject(Adapted):
     """The subject's own module behind torch.nn's parameters."""
 
-    def __init__(self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype) -> None:
-        super().__init__(reference, dtype)
+    def __init__(
+        self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype, device: str | None
+    ) -> None:
+        super().__init__(reference, dtype, device)
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
 
@@ -196,8 +198,9 @@ class FunctionSubject(Adapted):
             if arguments.get(name, DEFAULTS[name]) != DEFAULTS[name]:
                 raise NotOfferedError(f"a function has no {name}")
         dtype = arguments.get("dtype") or torch.float32
-        reference: Any = _reference(class_name, {name: value for name, value in arguments.items() if name != "dtype"})
-        super().__init__(reference, dtype)
+        shaping = {name: value for name, value in arguments.items() if name not in ("dtype", "device")}
+        reference: Any = _reference(class_name, shaping)
+        super().__init__(reference, dtype, arguments.get("device"))
         self.sizes = (getattr(reference, "proj_size", 0) or reference.hidden_size, reference.hidden_size)
         self.is_lstm, self.is_cell = class_name.startswith("LSTM"), class_name.endswith("Cell")
         self.function = function

@@ -2,7 +2,7 @@
 
 The grid is the full product of the axes, less what torch.nn does not offer (a complex ReLU, dropout on complex
 numbers) and less repetitions (see `_backends`). Beside it stands a smaller family of special circumstances, crossed
-with the axes that matter to them.
+with the axes that matter to them. On a GPU the same cases run, but for what is different there (see `_on`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 LAYERS = ("RNN", "LSTM", "GRU")
@@ -42,6 +42,7 @@ SPECIALS = {
     "loss_c_n": "the loss sees c_n alone",
     "second_call": "the module was called before, and its weights have been updated in place since",
 }
+AUTOCAST_FLOAT16 = "autocast_float16"  # a special circumstance of GPUs alone
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class Case:
     form: str
     hx: bool
     special: str = ""
+    tf32: bool = False  # products of float32 in TF32, as a GPU can
+    device: str = "cpu"  # no part of the name: the numbers of a case are the same everywhere
 
     @cached_property
     def name(self) -> str:
-        parts = [self.kind, self.dtype, self.onednn and "onednn"]
+        parts = [self.kind, self.dtype, self.onednn and "onednn", self.tf32 and "tf32"]
         parts += [not self.is_cell and f"layers{self.layers}", "bias" if self.bias else "nobias"]
         parts += [self.batch_first and "batch_first", self.bidirectional and "bidirectional"]
         parts += [self.dropout, self.form, self.hx and "hx", self.special]
@@ -79,6 +82,10 @@ class Case:
     @property
     def is_lstm(self) -> bool:
         return self.class_name in ("LSTM", "LSTMCell")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
 
     @property
     def is_packed(self) -> bool:
@@ -146,9 +153,22 @@ def _specials() -> Iterator[Case]:
                 yield Case(kind, dtype, False, 1, True, False, False, "", form, hx, special)
 
 
-def grid() -> list[Case]:
-    """Return every case, in a fixed order."""
-    return [*_layers(), *_cells(), *_specials()]
+def _on(device: str, case: Case) -> Iterator[Case]:
+    """Yield what becomes of a case on a GPU: no oneDNN, float32 without TF32 and with it, two dtypes of autocast."""
+    if case.onednn:
+        return
+    case = replace(case, device=device)
+    yield case
+    if case.special == "autocast":
+        yield replace(case, special=AUTOCAST_FLOAT16)
+    elif case.dtype == "float32":
+        yield replace(case, tf32=True)
+
+
+def grid(device: str = "cpu") -> list[Case]:
+    """Return every case that runs on `device`, in a fixed order."""
+    cases = [*_layers(), *_cells(), *_specials()]
+    return cases if device == "cpu" else [other for case in cases for other in _on(device, case)]
 
 
 def quick(cases: list[Case], strength: int = 3) -> list[Case]:

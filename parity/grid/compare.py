@@ -4,6 +4,8 @@
 *within rounding*   the numbers differ, by no more than rounding explains (see `allowance`).
 *different*         a larger error, another shape or dtype, a missing gradient, another fact.
 *error*             one of the two, or both, raised an exception: nothing else is known.
+*torch.nn refuses*  torch.nn raised an exception on a GPU, for a case that it runs on the CPU. The subject may refuse as
+                    well; if it runs, its numbers must be those of the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import Case
+from .cases import AUTOCAST_FLOAT16, Case
 from .run import Draw, Observations, Precision, draw, observe, same_bits
 from .verdict import Verdict
 
@@ -69,6 +71,10 @@ WIDER = {
     "float16": torch.float64,
     "complex64": torch.complex128,
 }
+#: The dtype in which most of a case is computed, where it isn't the case's own.
+LOWER = {"autocast": torch.bfloat16, AUTOCAST_FLOAT16: torch.float16}
+TF32_EPS = 2.0**-10
+RUNS, REFUSES_TOO = "the subject runs", "the subject refuses too"
 NARROWER = {"float64": torch.float32, "complex128": torch.complex64}
 
 
@@ -79,7 +85,11 @@ def judge(case: Case, subject: Any, reference: Any = torch.nn, seed: int = 0) ->
     exact = Precision(dtype, dtype)
     theirs = observe(reference, case, drawn, exact)
     ours = observe(subject, case, drawn, exact)
-    differences = compare_facts(theirs, ours)
+    home, refusal = case, theirs.error if case.on_gpu else ""
+    if refusal:
+        home, theirs = _on_cpu(reference, case, drawn, exact)
+    refused = refusal and not theirs.error
+    differences = [_refused(refusal, ours)] if refused else compare_facts(theirs, ours)
     unequal: dict[str, Tensor] = {}
     for name in theirs.tensors.keys() | ours.tensors.keys() if not (theirs.error or ours.error) else ():
         a, b = theirs.tensors.get(name), ours.tensors.get(name)
@@ -90,10 +100,20 @@ def judge(case: Case, subject: Any, reference: Any = torch.nn, seed: int = 0) ->
         elif not same_bits(a, b):
             unequal[name] = b
     if unequal:
-        yardstick = Yardstick(case, drawn, reference, theirs)
+        yardstick = Yardstick(home, drawn, reference, theirs)
         differences += [yardstick.compare(name, b) for name, b in sorted(unequal.items())]
     bitwise = len(theirs.tensors) - sum(difference.name in theirs.tensors for difference in differences)
     return Result(case, bitwise, tuple(differences))
+
+
+def _on_cpu(reference: Any, case: Case, drawn: Draw, precision: Precision) -> tuple[Case, Observations]:
+    case = replace(case, device="cpu")
+    return case, observe(reference, case, drawn, precision)
+
+
+def _refused(refusal: str, ours: Observations) -> Difference:
+    answer = REFUSES_TOO if ours.error else RUNS
+    return Difference(f"torch.nn refuses, {answer}", Verdict.REFUSED, note=refusal)
 
 
 def _describe(tensor: Tensor | None) -> str:
@@ -104,10 +124,11 @@ class Yardstick:
     """What rounding may do to the tensors of one case, measured on torch.nn."""
 
     def __init__(self, case: Case, drawn: Draw, reference: Any, theirs: Observations) -> None:
-        self.case, self.drawn, self.reference = case, drawn, reference
-        dtype = getattr(torch, case.dtype)
+        self.case, self.drawn, self.reference, self.theirs = case, drawn, reference, theirs.tensors
+        self.dtype = dtype = getattr(torch, case.dtype)
         self.depth = case.layers * drawn.rows
-        self.eps = torch.finfo(torch.bfloat16 if case.special == "autocast" else dtype).eps
+        self.eps = TF32_EPS if case.tf32 else torch.finfo(LOWER.get(case.special, dtype)).eps
+        self.repeated = self._observe(drawn, Precision(dtype, dtype)) if case.on_gpu else {}
         if case.dtype in WIDER:
             self.exact = True
             self.rough, self.wide = Precision(dtype, dtype), Precision(WIDER[case.dtype], rounded_to=dtype)
@@ -120,7 +141,13 @@ class Yardstick:
             self.pairs = [(theirs.tensors, self._observe(drawn, self.rough))]
 
     def _observe(self, drawn: Draw, precision: Precision) -> dict[str, Tensor | None]:
-        return observe(self.reference, self.case, drawn, precision).tensors
+        """Run torch.nn: on the case's device in the case's dtype, on the CPU in another.
+
+        A GPU has nothing to say on the other dtypes: the problem is the same, and the CPU refuses nothing, has no TF32
+        and needs no launches.
+        """
+        case = self.case if precision.dtype == self.dtype else replace(self.case, device="cpu")
+        return observe(self.reference, case, drawn, precision).tensors
 
     def compare(self, name: str, ours: Tensor) -> Difference:
         """Compare a tensor. Where it is at the border, torch.nn's own error is measured on neighbours too."""
@@ -136,6 +163,8 @@ class Yardstick:
     def _own(self, name: str) -> tuple[float, float]:
         errors = [relative_error(rough[name], true[name]) for true, rough in self.pairs]  # type: ignore[arg-type]
         own = max(errors) * self.shrink
+        if (again := self.repeated.get(name)) is not None:  # a GPU need not compute the same twice
+            own = max(own, relative_error(again, self.theirs[name]))  # type: ignore[arg-type]
         return own, allowance(own, self.eps, self.depth, self.exact)
 
     def _ask_neighbours(self) -> None:
@@ -168,6 +197,8 @@ def allowance(own: float, eps: float, depth: int, exact: bool = True) -> float:
     - *float64 and complex128* have no wider dtype in torch. The true tensor is then torch.nn's, and `own` its error
       one precision lower, times the ratio of the two eps: rounding errors are proportional to eps to first order.
       The reference now errs too (`exact` is false), so three times own are allowed rather than two.
+    - *On a GPU* torch.nn runs twice, and `own` is no less than the difference between the two runs. With TF32, eps is
+      that of TF32: a product may or may not use it, as its shape has it.
     - No more than the fourth root of eps is ever allowed (0.3 in bfloat16, 0.0001 in float64): where torch.nn itself
       loses three quarters of its digits, the case can't tell right from wrong and must not pass for that reason.
 

@@ -44,7 +44,12 @@ def _run(chunk: tuple[list[Case], str, Settings | None, int]) -> list[Result]:
     return [judge(case, load(subject, settings), seed=seed) for case in cases]
 
 
-def environment() -> dict[str, Any]:
+def device_name(device: str) -> str:
+    """Return what a person calls a device."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
     """Say what a run's numbers depend on beside the code."""
     return {
         "torch": torch.__version__,
@@ -52,4 +57,5 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
+        **({} if device == "cpu" else {"device": device_name(device)}),
     }

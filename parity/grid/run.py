@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from .cases import Case
+from .cases import AUTOCAST_FLOAT16, Case
 
 
 class Sizes(NamedTuple):
@@ -113,7 +113,7 @@ def draw(case: Case, seed: int, sizes: Sizes | None = None) -> Draw:
     dtype, gain = torch.float64, 1.2
     if case.dtype.startswith("complex"):
         dtype, gain = torch.complex128, 0.3
-    if case.dtype in ("bfloat16", "float16") or case.special == "autocast":
+    if case.dtype in ("bfloat16", "float16") or case.special.startswith("autocast"):
         gain = 0.8
 
     def randn(*shape: int) -> Tensor:
@@ -186,13 +186,14 @@ def _sizes(case: Case, seed: int) -> Sizes:
 
 
 def _constructor(case: Case, input_size: int, hidden_size: int, proj_size: int) -> dict[str, Any]:
-    """Return the arguments of a case's constructor."""
+    """Return the arguments of a case's constructor. No two GPU kernels draw the same masks: there all is dropped."""
     arguments: dict[str, Any] = {"input_size": input_size, "hidden_size": hidden_size, "bias": case.bias}
     if case.class_name.startswith("RNN"):
         arguments["nonlinearity"] = case.kind.split("-")[1]
     if not case.is_cell:
+        dropout = 1.0 if case.on_gpu and case.dropout == "dropout_train" else 0.4 if case.dropout else 0.0
         arguments |= {"num_layers": case.layers, "batch_first": case.batch_first}
-        arguments |= {"bidirectional": case.bidirectional, "dropout": 0.4 if case.dropout else 0.0}
+        arguments |= {"bidirectional": case.bidirectional, "dropout": dropout}
     if case.kind == "LSTM-proj":
         arguments["proj_size"] = proj_size
     return arguments
@@ -200,13 +201,14 @@ def _constructor(case: Case, input_size: int, hidden_size: int, proj_size: int) 
 
 def build(namespace: Any, case: Case, drawn: Draw, precision: Precision) -> torch.nn.Module:
     """Make a module of `namespace` in `case`'s configuration, with the drawn weights."""
-    module: torch.nn.Module = getattr(namespace, case.class_name)(**drawn.arguments, dtype=precision.dtype)
+    place = {"device": case.device} if case.on_gpu else {}
+    module: torch.nn.Module = getattr(namespace, case.class_name)(**drawn.arguments, dtype=precision.dtype, **place)
     names = [name for name, _ in module.named_parameters()]
     if names != list(drawn.weights):
         raise AttributeError(f"parameters are {names}, torch.nn's are {list(drawn.weights)}")
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(precision.cast(drawn.weights[name]))
+            parameter.copy_(precision.cast(drawn.weights[name]), non_blocking=True)
     module.train(case.dropout != "dropout_eval")
     return module
 
@@ -214,12 +216,14 @@ def build(namespace: Any, case: Case, drawn: Draw, precision: Precision) -> torc
 def observe(namespace: Any, case: Case, drawn: Draw, precision: Precision) -> Observations:
     """Build, run forward and backward, observe."""
     seen = Observations()
-    with onednn(case.onednn), warnings.catch_warnings(record=True) as caught:
+    products = tf32(case.tf32) if case.on_gpu else contextlib.nullcontext()
+    with onednn(case.onednn), warnings.catch_warnings(record=True) as caught, products:
         warnings.simplefilter("always")
         try:
             _observe(seen, namespace, case, drawn, precision)
         except Exception as error:  # whatever a subject raises is an observation
             seen.error = f"{type(error).__name__}: {error}"
+        seen.tensors = fetched(seen.tensors, case.device)
         seen.facts["warnings"] = [  # torch's C++ warns once per process: whoever comes first
             (warning.category.__name__, str(warning.message))
             for warning in caught
@@ -252,14 +256,14 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
 
     if any(tensor.requires_grad for tensor in outputs.values()):
         wanted = [name for name in drawn.cotangents if outputs[name].requires_grad]
-        cotangents = [precision.cast(drawn.cotangents[name]).to(outputs[name].dtype) for name in wanted]
+        cotangents = [precision.cast(drawn.cotangents[name]).to(outputs[name]) for name in wanted]
         torch.autograd.backward([outputs[name] for name in wanted], cotangents)
         seen.tensors |= {f"grad of {name}": leaf.grad for name, leaf in leaves.items()}
         seen.tensors |= {f"grad of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    seen.facts["generator"] = generator_state()
-    seen.facts["written to"] = [
-        name for name, tensor in _callers(module, leaves, input) if not same_bits(tensor.detach(), snapshot[name])
-    ]
+    seen.facts["generator"] = None if case.on_gpu else generator_state()  # a GPU has generators of its own
+    after = fetched({name: tensor.detach() for name, tensor in _callers(module, leaves, input)}, case.device)
+    before = fetched(snapshot, case.device)
+    seen.facts["written to"] = [name for name in after if not same_bits(after[name], before[name])]
 
 
 def _arguments(
@@ -269,7 +273,7 @@ def _arguments(
     wants_grad = case.special != "frozen_input"
 
     def leaf(tensor: Tensor) -> Tensor:
-        tensor = precision.cast(tensor)
+        tensor = precision.cast(tensor).to(case.device, non_blocking=True)
         if case.special == "expanded":  # the first row of the batch (of the steps, of the features) stands for all
             tensor = tensor.narrow(0 if tensor.dim() < 3 else 1, 0, 1)
         if case.special == "noncontiguous":
@@ -279,7 +283,7 @@ def _arguments(
     input: Tensor | PackedSequence
     if case.is_packed:
         lengths = torch.tensor(drawn.lengths)
-        padded = precision.cast(drawn.input)
+        padded = precision.cast(drawn.input).to(case.device)
         packed = pack_padded_sequence(padded, lengths, case.batch_first, enforce_sorted=case.form == "packed")
         rows = leaf(packed.data)  # a leaf of its own: complex padding has no derivative in torch
         leaves = {"input": rows}
@@ -357,15 +361,41 @@ def onednn(enabled: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Turn TF32 on or off for all products on a GPU, cuDNN's too, which alone has it on by default.
+
+    These are torch's older switches. Its compiler still reads them, and they must not be mixed with `fp32_precision`.
+    """
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def _circumstances(case: Case, dtype: torch.dtype) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        if case.special == "autocast" and dtype == torch.float32:  # the float64 run tells what would be exact
-            stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+        if case.special.startswith("autocast") and dtype == torch.float32:  # the float64 run tells what would be exact
+            lower = torch.float16 if case.special == AUTOCAST_FLOAT16 else torch.bfloat16
+            stack.enter_context(torch.autocast(torch.device(case.device).type, dtype=lower))
         if case.special == "no_grad":
             stack.enter_context(torch.no_grad())
         if case.special == "inference":
             stack.enter_context(torch.inference_mode())
         yield
+
+
+def fetched(tensors: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return tensors on the CPU. A GPU is waited for once, not once for each of them."""
+    if device == "cpu":
+        return tensors
+    there = {
+        name: tensor if tensor is None else tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()
+    }
+    torch.get_device_module(torch.device(device)).synchronize()
+    return there
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

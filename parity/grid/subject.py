@@ -9,6 +9,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from .cases import CLASSES
 
 #: Class attributes by name: what `--set NAME=VALUE` gives. All of them are passed to the processes that a run starts.
@@ -57,6 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="NAME=VALUE", dest="settings", type=setting, action="append", default=[],
         help="a class attribute of the subject, such as path=readable; may be given several times",
     )  # fmt: skip
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Let a command line name the device that both sides run on, `--device DEVICE`."""
+    parser.add_argument("--device", default="cpu", help="where torch.nn and the subject run: cpu (default), cuda")
+
+
+def usable(parser: argparse.ArgumentParser, device: str) -> str:
+    """Return the device, or end with a usage error."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {device}: {str(error).splitlines()[0]}")
+    return device
 
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Any:

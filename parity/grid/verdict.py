@@ -1,6 +1,6 @@
 """Verdicts: one word for each thing that was compared, whoever compared it.
 
-grid      bitwise, within rounding, different, error
+grid      bitwise, within rounding, different, error; torch.nn refuses (on a GPU)
 contract  answered alike, in type only, excused, different
 checkup   those of the grid; not offered, other masks, within tolerance
 """
@@ -20,11 +20,12 @@ class Verdict(enum.IntEnum):
     ROUNDING = 2  # other numbers, by no more than rounding explains (see `compare.allowance`)
     TYPE_ONLY = 3  # the same exception type, where torch.nn's message is a kernel's own
     EXCUSED = 4  # another answer, to a question marked with the reason why it may be another
-    NOT_OFFERED = 5  # the subject has no such option
-    OTHER_MASKS = 6  # dropout in the right places, but other numbers are drawn from the generator
-    TOLERANCE = 7  # more than rounding, less than torch.testing.assert_close lets pass
-    DIFFERENT = 8  # another error, shape or dtype, a missing gradient, another fact, another answer
-    ERROR = 9  # torch.nn or the subject raised an exception, so that nothing else is known
+    REFUSED = 5  # torch.nn raises an exception on this GPU; the subject too, or it shows torch.nn's numbers of the CPU
+    NOT_OFFERED = 6  # the subject has no such option
+    OTHER_MASKS = 7  # dropout in the right places, but other numbers are drawn from the generator
+    TOLERANCE = 8  # more than rounding, less than torch.testing.assert_close lets pass
+    DIFFERENT = 9  # another error, shape or dtype, a missing gradient, another fact, another answer
+    ERROR = 10  # torch.nn or the subject raised an exception, so that nothing else is known
 
     @property
     def label(self) -> str:
@@ -46,6 +47,7 @@ LABELS = {
     Verdict.EQUAL: "answered alike",
     Verdict.ROUNDING: "within rounding",
     Verdict.TYPE_ONLY: "in type only",
+    Verdict.REFUSED: "torch.nn refuses",
     Verdict.TOLERANCE: "within tolerance, not rounding",
 }
 

@@ -125,7 +125,8 @@ SPOILED = (
     ),
     *_in(
         "grid.run.build",
-        ("each keeps its own initial weights", "parameter.copy_(precision.cast(drawn.weights[name]))", "pass", PLAIN),
+        ("each keeps its own initial weights",
+         "parameter.copy_(precision.cast(drawn.weights[name]), non_blocking=True)", "pass", PLAIN),
         ("never in training", 'module.train(case.dropout != "dropout_eval")', "module.eval()", "dropout twice"),
         ("always in training", 'module.train(case.dropout != "dropout_eval")', "module.train()", PLAIN),
     ),

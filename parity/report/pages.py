@@ -16,6 +16,7 @@ from ..grid.verdict import Verdict
 COLOURS = {
     Verdict.BITWISE: "#1a7f4b",
     Verdict.ROUNDING: "#66b287",
+    Verdict.REFUSED: "#8fa3bf",
     Verdict.NOT_OFFERED: "#b8bcc4",
     Verdict.OTHER_MASKS: "#c9d36a",
     Verdict.TOLERANCE: "#e3b341",

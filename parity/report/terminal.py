@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..contract.answers import NUMPY, Answer
-from ..grid.cases import CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
+from ..grid.cases import AUTOCAST_FLOAT16, CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
 from ..grid.compare import Difference, Result, severity
 from ..grid.engine import environment
 from ..grid.verdict import Verdict, exit_code
@@ -45,7 +45,7 @@ def column(case: Case) -> str:
 
 def labels(case: Case) -> Iterator[str]:
     """Return the rows of the table by axis that a case counts in."""
-    yield case.dtype + (" oneDNN" if case.onednn else "")
+    yield case.dtype + (" oneDNN" if case.onednn else " TF32" if case.tf32 else "")
     if not case.is_cell:
         yield f"{case.layers} layer" + "s" * (case.layers > 1)
     yield "bias" if case.bias else "no bias"
@@ -60,7 +60,7 @@ def labels(case: Case) -> Iterator[str]:
 
 
 GROUPS = (
-    tuple(dtype + suffix for dtype in DTYPES for suffix in ("", " oneDNN")),
+    tuple(dtype + suffix for dtype in DTYPES for suffix in ("", " oneDNN", " TF32")),
     ("1 layer", "2 layers", "3 layers"),
     ("bias", "no bias"),
     ("steps first", "batch_first"),
@@ -68,7 +68,7 @@ GROUPS = (
     ("no dropout", "dropout train", "dropout eval"),
     (*(form.replace("_", " ") for form in FORMS), "batched"),
     ("hx given", "no hx"),
-    tuple(SPECIALS),
+    (*SPECIALS, AUTOCAST_FLOAT16),
     ("all",),
 )
 
@@ -97,11 +97,11 @@ def _counts(cell: Counter[Verdict] | None) -> str:
 
 
 def bitwise_share(results: list[Result]) -> str:
-    """Say in how many cases all values are bitwise equal, and all gradients too, with oneDNN off."""
+    """Say in how many cases all values are bitwise equal, and all gradients too, with oneDNN and TF32 off."""
     values: dict[tuple[str, str], list[bool]] = {}
     everything: dict[tuple[str, str], list[bool]] = {}
     for result in results:
-        if not result.case.onednn and result.case.special != "autocast":
+        if not (result.case.onednn or result.case.tf32 or result.case.special.startswith("autocast")):
             key = (result.case.kind, result.case.dtype)
             values.setdefault(key, []).append(result.values_verdict is Verdict.BITWISE)
             everything.setdefault(key, []).append(result.verdict is Verdict.BITWISE)
@@ -125,7 +125,7 @@ def _share(equal: list[bool]) -> str:
 
 def worst(results: list[Result]) -> Result | None:
     """Return the result with the largest error in proportion to what is allowed."""
-    measured = (result for result in results if result.worst is not None)
+    measured = (result for result in results if result.worst is not None and result.verdict is not Verdict.REFUSED)
     return max(measured, key=lambda result: severity(result.worst), default=None)
 
 
@@ -136,11 +136,13 @@ def text(results: list[Result], answers: list[Answer], seconds: float, again: st
         parts += [detail(results[0]), ""]
     elif results:
         parts += ["Cases by module and axis: bitwise / within rounding / different", table(results), ""]
-        parts += ["With oneDNN off, percentage of cases bitwise in every value | and in every gradient"]
+        lower = "TF32" if results[0].case.on_gpu else "oneDNN"
+        parts += [f"With {lower} off, percentage of cases bitwise in every value | and in every gradient"]
         parts += [bitwise_share(results), ""]
         extreme = worst(results)
         if extreme is not None and extreme.worst is not None:
             parts += [f"Worst: {extreme.worst.name}: {what(extreme.worst)}, in", f"  {extreme.case.name}", ""]
+        parts += refusals(results)
     parts += failures(results, again + (f" --seed {seed}" if seed else ""))
     if answers:
         parts += contract_text(answers, again)
@@ -149,6 +151,7 @@ def text(results: list[Result], answers: list[Answer], seconds: float, again: st
         parts.append(
             f"Grid: {len(results):,} cases: {counts[Verdict.BITWISE]:,} bitwise, {counts[Verdict.ROUNDING]:,} "
             f"within rounding, {counts[Verdict.DIFFERENT]:,} different"
+            + (f", {counts[Verdict.REFUSED]:,} refused by torch.nn on this device" if counts[Verdict.REFUSED] else "")
             + (f", {counts[Verdict.ERROR]:,} ended in an error." if counts[Verdict.ERROR] else ".")
         )
     if answers:
@@ -163,6 +166,16 @@ def what(difference: Difference) -> str:
     return difference.note or (
         f"error {difference.error:.2g}, torch.nn's own {difference.own:.2g}, allowed {difference.allowed:.2g}"
     )
+
+
+def refusals(results: list[Result]) -> list[str]:
+    """Say what torch.nn refuses on this device, how often, and what the subject does there."""
+    reasons = Counter(
+        (one.name, one.note) for result in results for one in result.differences if one.verdict is Verdict.REFUSED
+    )
+    lines = [f"{count:6,} {name}: {' '.join(note.split())}"[:WIDTH] for (name, note), count in reasons.most_common()]
+    title = "Refused by torch.nn on this device, not on the CPU, whose numbers are then the true ones:"
+    return [title, *lines, ""] if lines else []
 
 
 def contract_line(answers: list[Answer]) -> str:
@@ -232,17 +245,20 @@ def detail(result: Result) -> str:
     return "\n".join(lines)
 
 
-def as_json(results: list[Result], answers: list[Answer], subject: str, seed: int, seconds: float) -> dict[str, Any]:
+def as_json(
+    results: list[Result], answers: list[Answer], subject: str, seed: int, seconds: float, device: str = "cpu"
+) -> dict[str, Any]:
     """Write the whole run as plain data: `cases` by name, `contract` as the questions not answered alike."""
     counts = Counter(result.verdict for result in results)
     said = Counter(answer.verdict for answer in answers)
+    of_cases = (*OF_CASES, Verdict.REFUSED) if counts[Verdict.REFUSED] else OF_CASES
     return {
         "subject": subject,
         "seed": seed,
         "seconds": round(seconds, 1),
-        "environment": environment(),
+        "environment": environment(device),
         "exit_code": exit_code([*results, *answers]),
-        "counts": {_word(verdict): counts[verdict] for verdict in OF_CASES},
+        "counts": {_word(verdict): counts[verdict] for verdict in of_cases},
         "contract_counts": {_word(verdict): said[verdict] for verdict in OF_QUESTIONS},
         "contract": [_plain(answer) for answer in answers if answer.verdict is not Verdict.EQUAL],
         "cases": {
