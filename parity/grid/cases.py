@@ -96,7 +96,8 @@ class Case:
         return zlib.crc32(f"{seed} {self.name}".encode())
 
 
-AXES = tuple(field.name for field in fields(Case))
+#: The axes of the CPU's grid; a GPU's has `tf32` beside them.
+AXES = tuple(field.name for field in fields(Case) if field.name not in ("tf32", "device"))
 
 
 def _backends(kind: str) -> Iterator[tuple[str, bool]]:
@@ -181,7 +182,7 @@ def quick(cases: list[Case], strength: int = 3) -> list[Case]:
     chosen = []
     for case in sorted(cases, key=lambda case: zlib.crc32(case.name.encode())):
         plain = not case.special and not case.is_cell
-        values = [("kind", case.kind)] + [(axis, getattr(case, axis)) for axis in AXES[1:]]
+        values = [("kind", case.kind)] + [(axis, getattr(case, axis)) for axis in (*AXES[1:], "tf32")]
         shown = set(itertools.combinations(values, strength if plain else 2))
         if not plain:  # combinations within the family, so that a special case covers nothing for the plain grid
             shown = {(("family", case.special or "cell"), *pair) for pair in shown}
