@@ -9,6 +9,11 @@ from torch import Tensor
 
 from .products import Affine, Gradient, Product
 
+#: In full float32 cuBLAS takes a weight faster in the order of its product. Measured on an H100, microseconds as it lies
+#: and so: N=32, H=128, G=1: 14 and 6; N=20, H=650, G=4: 26 and 15; N=64, H=1024, G=4: 28 and 32. With TF32 it loses.
+WORTH_A_COPY = 8  # calls
+LARGE = 2**21  # elements
+
 
 def new_rows(like: Tensor, *shape: int) -> Tensor:
     """Allocate a tensor of like's dtype and device."""
@@ -24,7 +29,10 @@ def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
 
 
 def repeated(times: int, rows: int, w_t: Tensor) -> Product:
-    """Make the product with w_t ready for many calls."""
+    """Make the product with w_t ready for `times` calls."""
+    tf32 = getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32"
+    if times >= WORTH_A_COPY and w_t.dtype == torch.float32 and not tf32 and w_t.numel() <= LARGE:
+        w_t = w_t.contiguous()
     return Product(w_t, torch.addmm, torch.mm)
 
 

@@ -20,6 +20,7 @@ from ..equations import State, Step
 from ..recurrence import Carry
 from ..stack import Direction
 from ..untraced import untraced
+from . import cublas
 from .autograd import differentiate, plain
 
 StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
@@ -60,10 +61,11 @@ class FusedThroughTime(Function):
         weights, order = direction.weights, in_order(direction)
         carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
         igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
+        w_hh = cublas.repeated(len(order), 0, weights.w_hh.t()).w
         xs, outputs, kept = parts(direction, igates), [igates] * len(order), list[Tensor]()
         for t in order:
             state = carry.resize(xs[t].size(0))
-            hgates = F.linear(state[0], weights.w_hh, weights.b_hh)
+            hgates = torch.mm(state[0], w_hh) if weights.b_hh is None else torch.addmm(weights.b_hh, state[0], w_hh)
             m, *others = step(xs[t], hgates, state)
             outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
             carry.state = outputs[t], *others

@@ -117,8 +117,8 @@ def test_blocks_are_replayed_for_every_length(kind, steps):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_waits_for_the_device(kind, form):
     module = build(rnnkit, kind, dtype=torch.float32, **DEEP)
-    x, hx = moved(tree_map_only(torch.Tensor, torch.Tensor.detach, arguments(module, form)), "cuda")
-    x = pack(module, x, form)
+    x, hx = tree_map_only(torch.Tensor, torch.Tensor.detach, arguments(module, form))
+    x, hx = moved(pack(module, x, form), "cuda"), moved(hx, "cuda")  # leaves there: no gradient is copied back
     module.cuda()
     module(x, hx)  # libraries set themselves up at a first call
     torch.cuda.set_sync_debug_mode("error")
