@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 Size = tuple[int, ...]
 PATHS = ("fast", "always fast", "fused", "readable")
@@ -64,6 +65,26 @@ def autocasting(tensor: Tensor) -> bool:
     device = tensor.device.type
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # not every torch can trace this
     return known and torch.is_autocast_enabled(device)
+
+
+def add_remedy(error: Exception, input: Any, hx: Any, states: int) -> None:
+    """Note on an error what input and hx should be, where they are of another type: torch.nn's own words don't say."""
+    wanted = "(h_0, c_0), a pair of tensors" if states == 2 else "a tensor" if states == 1 else f"{states} tensors"
+    each = hx if isinstance(hx, (tuple, list)) and states > 1 else [hx]
+    notes = []
+    if not isinstance(input, (Tensor, PackedSequence)):
+        notes.append(f"input should be a tensor or a PackedSequence, got: {type(input).__name__}")
+    if hx is not None and (not all(isinstance(s, Tensor) for s in each) or (states > 1 and isinstance(hx, Tensor))):
+        got = f"({', '.join(type(s).__name__ for s in each)})" if each is hx else type(hx).__name__
+        notes.append(f"hx should be {wanted}, got: {got}")
+    for note in notes:
+        add_note(error, note)
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Add a note to an error; Python 3.10 has none."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
 
 
 def check_rank(mode: str, input: Tensor) -> None:
@@ -246,6 +267,8 @@ def check_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, 
         if state.size(1) != H:
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {H}")
     if gates > 1 and hx[0].dim() > 2 and hx[0].size(-1) == H:  # a 2-D state beside a 1-D input, and N = H
+        if H == 1 or (gates == 4 and H % 4):  # where torch.nn crashes the interpreter
+            raise RuntimeError(f"For unbatched 1-D input, hx should also be 1-D but got {hx[0].dim() - 1}-D tensor")
         raise RuntimeError(
             f"The size of tensor a ({gates * H}) must match the size of tensor b ({H}) at non-singleton dimension 2"
         )

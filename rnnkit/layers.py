@@ -87,7 +87,9 @@ class RNNBase(nn.Module):
         self.proj_size = proj_size
         checks.check_options(dropout, bias, batch_first, input_size, hidden_size, num_layers, proj_size)
         if mode not in EQUATIONS:
-            raise ValueError("Unrecognized RNN mode: " + mode)
+            error = ValueError("Unrecognized RNN mode: " + mode)
+            checks.add_note(error, f"mode should be one of {', '.join(EQUATIONS)}")
+            raise error
 
         D = 2 if bidirectional else 1
         H_out = proj_size or hidden_size
@@ -127,7 +129,12 @@ class RNNBase(nn.Module):
 
     @untraced
     def _eager(self, input: Any, hx: Any) -> tuple[Any, Any]:
-        return self._results(*self.record(input, hx))
+        try:
+            form, stack = self.record(input, hx)
+        except Exception as error:
+            checks.add_remedy(error, input, hx, self._states)
+            raise
+        return self._results(form, stack)
 
     def record(self, input: Any, hx: Any) -> tuple[Form, Stack]:
         """Return the form of a call and the record that its path takes, once everything in it has been checked."""

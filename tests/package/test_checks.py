@@ -387,3 +387,43 @@ def test_bad_calls_of_cells(kind, bias):
     for thing in (None, 3, "input", [1.0], ramp(N, H_IN).numpy()):
         check(native, kit, thing, refused=True)
     assert len(as_list(kit(ramp(N, H_IN)))) == count
+
+
+@pytest.mark.parametrize("H", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_state_of_two_dimensions_beside_an_input_of_one_is_refused(kind, H):
+    """torch.nn crashes the interpreter where H is 1, its LSTM wherever H is no multiple of 4."""
+    cell, state = getattr(rnnkit, kind + "Cell")(3, H), torch.zeros(H, H)
+    words = "should also be 1-D but got 2-D tensor" if kind == "LSTM" or H == 1 else "must match the size of tensor b"
+    with pytest.raises(RuntimeError, match=words):
+        cell(torch.zeros(3), (state, state) if kind == "LSTM" else state)
+
+
+REMEDIES = [
+    ("GRU", [0.0], None, ["input should be a tensor or a PackedSequence, got: list"]),
+    ("LSTM", (torch.zeros(5, 2, 3),), None, ["input should be a tensor or a PackedSequence, got: tuple"]),
+    ("RNN", None, None, ["input should be a tensor or a PackedSequence, got: NoneType"]),
+    ("LSTM", torch.zeros(5, 2, 3), torch.zeros(1, 2, 4), ["hx should be (h_0, c_0), a pair of tensors, got: Tensor"]),
+    ("LSTM", torch.zeros(5, 2, 3), ([0.0], [0.0]), ["hx should be (h_0, c_0), a pair of tensors, got: (list, list)"]),
+    ("GRU", torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4),), ["hx should be a tensor, got: tuple"]),
+    ("GRU", torch.zeros(5, 2, 9), None, []),
+]
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="errors have no notes before Python 3.11")
+@pytest.mark.parametrize(("kind", "x", "hx", "notes"), REMEDIES, ids=[f"{k}-{n}" for k, *_, n in REMEDIES])
+def test_what_torch_nns_words_dont_say_a_note_says(kind, x, hx, notes):
+    said = []
+    for library in (nn, rnnkit):
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            getattr(library, kind)(3, 4)(x, hx)
+        said.append((type(caught.value), str(caught.value)))
+    assert said[0] == said[1]
+    assert getattr(caught.value, "__notes__", []) == notes
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="errors have no notes before Python 3.11")
+def test_an_unknown_mode_is_told_which_there_are():
+    with pytest.raises(ValueError, match="^Unrecognized RNN mode: lstm$") as caught:
+        rnnkit.RNNBase("lstm", 3, 4)
+    assert caught.value.__notes__ == ["mode should be one of RNN_TANH, RNN_RELU, LSTM, GRU"]
