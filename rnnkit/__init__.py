@@ -14,6 +14,7 @@ from .equations import EQUATIONS, Equation
 from .explain import explain
 from .graphs import graphed
 from .layers import GRU, LSTM, RNN, RNNBase
+from .tracing import Trace, trace
 
 __version__ = "0.1.0"
 
@@ -28,8 +29,10 @@ __all__ = [
     "RNNBase",
     "RNNCell",
     "RNNCellBase",
+    "Trace",
     "convert",
     "explain",
     "graphed",
     "to_native",
+    "trace",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import checks
-from .equations import EQUATIONS, Equation, State
+from .equations import EQUATIONS, Equation, State, Watcher
 from .stack import Stack, Weights
 
 
@@ -58,12 +58,16 @@ class RNNCellBase(nn.Module):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Take one step from the state `hx` on; the class's description has shapes and errors."""
+        return self.watched(input, hx, None)
+
+    def watched(self, input: Tensor, hx: Any, see: Watcher | None) -> Any:
+        """Take one step, which also hands what the equation returns to `see`."""
         if input.dim() not in (1, 2):
             raise ValueError(f"{self.name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         self.check_hx(hx)
+        equation = self.equation if see is None else self.equation.watched(see)
         batched = input.dim() == 2
         rows = input if batched else input.unsqueeze(0)
-        equation = self.equation
         if hx is None:
             zeros = torch.zeros(rows.size(0), self.hidden_size, dtype=input.dtype, device=input.device)
             state: State = (zeros,) * len(equation.state)

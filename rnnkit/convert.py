@@ -74,7 +74,7 @@ def _replace(model: nn.Module, pairs: Pairs, inplace: bool, subclasses: Subclass
     if not inplace:
         model = copy.deepcopy(model)
     modules: dict[str, Any] = dict(model.named_modules())
-    built = {name: _build(modules[name], kind) for name, kind in targets.items()}
+    built = {name: share(modules[name], kind) for name, kind in targets.items()}
     # A deep copy's weak references are the original's, so these are known as well.
     new_of = {id(some[name]): new for name, new in built.items() for some in (originals, modules)}
     for name, module in modules.items():
@@ -120,8 +120,8 @@ def _can_follow(forward: Any, module: nn.Module) -> bool:
     return _rebound(forward, new_of) is not forward and all(_rebound(part, new_of) is part for part in held)
 
 
-def _build(old: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Make a module of the other library with the attributes of `old`, which is left as it is."""
+def share(old: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """Make a module of the other library with the attributes and parameters of `old`, which is left as it is."""
     new: nn.Module = kind.__new__(kind)
     # The two modules share parameters, not the dict of them. Hooks' dicts they share: that is where a handle looks.
     for key, value in vars(old).items():

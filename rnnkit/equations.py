@@ -16,7 +16,7 @@ activated as a slice of its row, never after the gates have been laid side by si
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 State: TypeAlias = tuple[Tensor, ...]
 Gates: TypeAlias = tuple[Tensor, ...]
 Step: TypeAlias = Callable[[Tensor, Tensor, State], tuple[State, Gates]]
+Watcher: TypeAlias = Callable[[tuple[State, Gates]], object]
 
 
 def rnn_tanh(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
@@ -73,6 +74,16 @@ class Equation:
     step: Step
     gates: tuple[str, ...]
     state: tuple[str, ...]
+
+    def watched(self, see: Watcher) -> "Equation":
+        """Return the same equation, whose step also hands what it returns to `see`."""
+
+        def step(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
+            taken = self.step(igates, hgates, state)
+            see(taken)
+            return taken
+
+        return replace(self, step=step)
 
 
 #: The equations that torch.nn has, by the name it gives them in the attribute `mode`.
