@@ -6,7 +6,7 @@ steps. The GRU's is `flip`: turn the bit over; having no output gate, it says th
 
 Look for this: in the LSTM i lets x in and f drops the old bit at `write` alone; o lets the bit out at `ask` alone. In
 the GRU z holds at `hold` alone; r opens at `flip`, where n is made from the old h, and shuts at `write`. (Each is one
-seed; others find other ways.) `EQUATIONS[mode].step`, the very function that the layer runs, says the numbers.
+seed; others find other ways.) `rnnkit.trace` says the numbers: it returns a call's results with every gate and state.
 
     python examples/watch_the_gates.py [--picture gates.png]
 """
@@ -51,19 +51,6 @@ def train(kind: type[rnnkit.RNNBase], seed: int, L: int = 16, N: int = 64) -> rn
     return network
 
 
-@torch.no_grad()
-def watch(network: rnnkit.RNNBase, input: Tensor) -> dict[str, list[float]]:
-    """input (L, 3) to each gate and each state by its letter, over time."""
-    equation = rnnkit.EQUATIONS[network.mode]
-    state, seen = (torch.zeros(1),) * len(equation.state), []
-    for x in input:
-        igates = F.linear(x, network.weight_ih_l0, network.bias_ih_l0)
-        hgates = F.linear(state[0], network.weight_hh_l0, network.bias_hh_l0)
-        state, gates = equation.step(igates, hgates, state)
-        seen.append([*gates, *reversed(state)])
-    return dict(zip((*equation.gates, *reversed(equation.state)), torch.tensor(seen).t().tolist(), strict=True))
-
-
 def draw(panels: dict[str, tuple[list[str], dict[str, list[float]]]], path: str) -> str:
     try:
         from matplotlib.figure import Figure
@@ -90,7 +77,9 @@ if __name__ == "__main__":
     for kind, third, seed in (rnnkit.LSTM, "ask", 2), (rnnkit.GRU, "flip", 1):
         network = train(kind, seed)
         input = encode(x, command)  # (L, 3)
-        steps, rows = [("write", "hold", third)[k] for k in command], {"x": x.tolist(), **watch(network, input)}
+        seen = rnnkit.trace(network, input).seen["l0"]  # each (L, 1)
+        steps = [("write", "hold", third)[k] for k in command]
+        rows = {"x": x.tolist()} | {letter: values.flatten().tolist() for letter, values in seen.items()}
         off = (network(input)[0].squeeze(-1) - torch.tensor(rows["h"])).abs().max().item()
         panels[f"{kind.__name__} of one unit: write, hold, {third}"] = steps, rows
         print(f"{kind.__name__}".ljust(4) + "".join(f"{step:>6}" for step in steps))

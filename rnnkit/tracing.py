@@ -82,7 +82,7 @@ def watched(direction: Direction) -> tuple[Tensor, State, dict[str, Tensor]]:
     join: Callable[[list[Tensor]], Tensor] = torch.stack if direction.batch_sizes is None else torch.cat
     rows = {letter: join([gates[k] for _, gates in steps]) for k, letter in enumerate(equation.gates)}
     others = {letter: join([state[k + 1] for state, _ in steps]) for k, letter in enumerate(equation.state[1:])}
-    return output, final, rows | {equation.state[0]: output} | others
+    return output, final, rows | others | {equation.state[0]: output}
 
 
 def _of_cell(cell: RNNCellBase, input: Tensor, hx: Any, **same: Any) -> Trace:
@@ -92,5 +92,5 @@ def _of_cell(cell: RNNCellBase, input: Tensor, hx: Any, **same: Any) -> Trace:
     (_, gates), states = taken[0], state if isinstance(state, tuple) else (state,)
     equation = cell.equation
     shaped = [gate if input.dim() == 2 else gate.squeeze(0) for gate in gates]
-    seen = dict(zip(equation.gates, shaped, strict=True)) | dict(zip(equation.state, states, strict=True))
+    seen = dict(zip(equation.gates, shaped, strict=True)) | dict(zip(equation.state[::-1], states[::-1], strict=True))
     return Trace(state, state, {"cell": seen})
