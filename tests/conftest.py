@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ import rnnkit
 # The tensors are small and there are as many workers as cores: more threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+# torch.manual_seed writes down the whole stack three times, to tell where a seed was set should a device's start fail:
+# under pytest's deep stack that takes longer than a small layer with its gradients.
+for _device in (torch.cuda, torch.xpu, torch.mtia):
+    if hasattr(_device, "traceback"):
+        _device.traceback = SimpleNamespace(format_stack=list)
 
 
 @pytest.fixture
