@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rnnkit
+from rnnkit.fast import fused
 
 # The tensors are small and there are as many workers as cores: more threads would only wait for each other.
 torch.set_num_threads(1)
@@ -25,6 +26,15 @@ def native_kernels(monkeypatch):
     monkeypatch.setattr(rnnkit.RNNBase, "path", "readable")
     with torch.backends.mkldnn.flags(enabled=False):
         yield
+
+
+@pytest.fixture
+def compiled_by_none(monkeypatch):
+    """What the fused path has compiled is run as it is: that inductor compiles it right, one test for a kind shows."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    fused.compiled.cache_clear()
+    yield
+    fused.compiled.cache_clear()
 
 
 @pytest.fixture(params=["readable", "always fast"])

@@ -589,7 +589,7 @@ def two_threads():
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_threads_compute_what_the_definition_says(monkeypatch, kind, form, dtype, onednn):
     """At sizes that are worth sharing out: all that is chosen by the number of threads is chosen for two."""
-    steps, batch, asked = 8, 64, []
+    steps, batch, asked = 4, 64, []
     if onednn and not products._available():
         pytest.skip("no oneDNN in this torch")
 
