@@ -1,15 +1,23 @@
 """Fixtures of all tests."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rnnkit
+from rnnkit.fast import fused
 
 # The tensors are small and there are as many workers as cores: more threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+# torch.manual_seed writes down the whole stack three times, to tell where a seed was set should a device's start fail:
+# under pytest's deep stack that takes longer than a small layer with its gradients.
+for _device in (torch.cuda, torch.xpu, torch.mtia):
+    if hasattr(_device, "traceback"):
+        _device.traceback = SimpleNamespace(format_stack=list)
 
 
 @pytest.fixture
@@ -18,6 +26,15 @@ def native_kernels(monkeypatch):
     monkeypatch.setattr(rnnkit.RNNBase, "path", "readable")
     with torch.backends.mkldnn.flags(enabled=False):
         yield
+
+
+@pytest.fixture
+def compiled_by_none(monkeypatch):
+    """What the fused path has compiled is run as it is: that inductor compiles it right, one test for a kind shows."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    fused.compiled.cache_clear()
+    yield
+    fused.compiled.cache_clear()
 
 
 @pytest.fixture(params=["readable", "always fast"])

@@ -6,6 +6,7 @@ unbatched, padded, packed (longest first), unsorted (packed in another order).
 
 import itertools
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -143,12 +144,17 @@ def observe(
 
 
 def assert_equal_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0, case: str = ""
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    tolerance: float = 0.0,
+    case: str = "",
+    relative: float = 0.0,
 ) -> None:
     """The same names in the same order, under each the same device, dtype and shape, and the same numbers.
 
-    A tolerance of 0 asks for the same bits; another is how far two numbers may lie apart. What fails says the case, the
-    tensor, the place in it and both numbers.
+    A tolerance of 0 asks for the same bits; another is how far two numbers may lie apart, and `relative` how much
+    farther for each unit of the expected one. NaN is near NaN alone, and an infinity near itself. What fails says the
+    case, the tensor, the place in it and both numbers.
     """
     where = f"{case}: " if case else ""
     assert list(found) == list(expected), f"{where}the tensors are {list(found)}, expected {list(expected)}"
@@ -156,11 +162,11 @@ def assert_equal_tensors(
         for what in ("device", "dtype", "shape"):
             has, wants = getattr(found[name], what), getattr(value, what)
             assert has == wants, f"{where}{name} has the {what} {has}, expected {wants}"
-        difference = _first_difference(found[name].detach(), value.detach(), tolerance)
+        difference = _first_difference(found[name].detach(), value.detach(), tolerance, relative)
         assert not difference, f"{where}{name}{difference}"
 
 
-def _first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
+def _first_difference(found: Tensor, expected: Tensor, tolerance: float, relative: float) -> str:
     """Where the two differ most, and by how much; "" if nowhere by more than `tolerance`."""
     if found.numel() == 0:
         return ""
@@ -168,7 +174,7 @@ def _first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
         raw = [t.contiguous().view(-1).view(torch.uint8).view(t.numel(), -1) for t in (found, expected)]
         differs = (raw[0] != raw[1]).any(1).view(found.shape)
     else:
-        differs = ~torch.isclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+        differs = ~torch.isclose(found, expected, rtol=relative, atol=tolerance, equal_nan=True)
     if not differs.any():
         return ""
     wide = torch.complex128 if found.is_complex() else torch.float64
@@ -176,7 +182,9 @@ def _first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
     k = int(torch.where(differs, gap, -1.0).argmax())
     place = [int(i) for i in torch.unravel_index(torch.tensor(k), found.shape)]
     got, wanted, off = (t.flatten()[k].item() for t in (found, expected, gap))
-    allowed = f" of which {tolerance:.1e} is allowed" if tolerance else ""
+    allowed = (
+        f" of which {tolerance + relative * abs(wanted):.1e} is allowed" if tolerance and isfinite(abs(wanted)) else ""
+    )
     return (
         f"{place} is {got!r}, expected {wanted!r}, off by {off:.2e}{allowed}; "
         f"{int(differs.sum())} of {found.numel()} numbers differ"

@@ -38,16 +38,20 @@ recurrence     <- equations stack
 fast.products
 fast.kernels   <- equations fast.products
 fast.timeline  <-
-fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline
-fast.autograd  <- equations stack recurrence untraced fast.kernels fast.loop
+fast.cublas    <- fast.products
+fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline fast.cublas
+fast.autograd  <- equations checks stack recurrence untraced fast.kernels fast.loop
+fast.fused     <- equations checks stack recurrence untraced fast.cublas fast.autograd
 fast.pair      <- stack
-fast           <- stack fast.kernels fast.loop fast.autograd fast.pair
+fast           <- stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
 compiler       <- equations checks stack recurrence fast
 paths          <- checks stack recurrence fast compiler
-cells          <- equations checks
+cells          <- equations checks stack
 layers         <- equations checks sequence untraced stack compiler paths
+graphs         <- equations untraced stack fast paths layers
 explain        <- paths cells layers
 convert        <- cells layers
+tracing        <- equations stack recurrence cells layers convert
 dialects       <- equations layers
 """
 IMPORTS = {line.split()[0]: line.split()[2:] for line in PICTURE.strip().splitlines()}

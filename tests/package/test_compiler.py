@@ -10,6 +10,7 @@ from cases import leaves, make_stack, wanting
 from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, assert_equal_tensors, build, pack
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -37,13 +38,23 @@ def fresh():
     torch._dynamo.reset()
 
 
-def compiled(module, graphs=None, **options):
-    def backend(gm, inputs):
+def compiled(module, graphs=None, backend="aot_eager", **options):
+    """What torch.compile makes of a module: in a graph of one piece, which is put to `graphs`.
+
+    "eager" runs that graph as it stands, autograd and all. "aot_eager" traces its backward as well, by what operators
+    say of their results, as inductor does, which takes a few times longer: it is for what those traces are about.
+    """
+
+    def collecting(gm, inputs):
         if graphs is not None:
             graphs.append(gm)
-        return torch._dynamo.lookup_backend("aot_eager")(gm, inputs)
+        return torch._dynamo.lookup_backend(backend)(gm, inputs)
 
-    return torch.compile(module, backend=backend, **{"fullgraph": True} | options)
+    return torch.compile(module, backend=collecting, **{"fullgraph": True} | options)
+
+
+#: By path: a tape, which the fast one alone has, is among the results that a trace of the backward must know.
+BACKENDS = {"readable": "eager", "always fast": "aot_eager"}
 
 
 def flat(result):
@@ -80,15 +91,33 @@ def gradients(run, module, *args):
 @kinds
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_is_eager(kind, form, monkeypatch):
+    """Of all forms both directions, and of padded batches two layers.
+
+    What a batch of one or another order is beside a padded or a packed one, are torch's operations around the layers.
+    """
     monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
-    module = build(rnnkit, kind, **DEEP)
+    module = build(rnnkit, kind, bidirectional=True, num_layers=2 if form == "padded" else 1)
     args = example(module, form)
-    run = compiled(module)
+    run = compiled(module, backend="aot_eager" if form in ("padded", "packed") else "eager")
     expected = gradients(module, module, *args)
     found = gradients(run, module, *args)
     assert_same(found, expected)
     with torch.no_grad():
         assert_same(flat(run(*args)), flat(module(*args)))
+
+
+@pytest.mark.parametrize("form", ["packed", "unsorted"])
+@pytest.mark.parametrize("hx", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("kind", ["tanh", "LSTM-proj"])
+def test_a_compiled_packed_result_has_all_its_fields(kind, hx, form):
+    module = build(rnnkit, kind)
+    x, state = arguments(module, form, hx=hx)
+    x = pack(module, x, form)
+    output, _ = torch.compile(module, backend="eager", fullgraph=hx or form == "unsorted")(x, state)
+    expected, _ = module(x, state)
+    assert isinstance(output, PackedSequence)
+    assert len(output) == len(expected) == 4
+    assert_same(flat(output), flat(expected), 1e-10, (kind, hx, form))
 
 
 @kinds
@@ -98,7 +127,7 @@ def test_the_graph_holds_one_operator_for_each_direction_whatever_the_length(kin
         torch._dynamo.reset()
         graphs = []
         module = build(rnnkit, kind, **DEEP)
-        compiled(module, graphs)(*arguments(module, steps=steps))
+        compiled(module, graphs, "eager")(*arguments(module, steps=steps))
         assert sum("rnnkit.unroll" in str(node.target) for node in graphs[-1].graph.nodes) == 2 * 2
         nodes.append(len(graphs[-1].graph.nodes))
     assert nodes[0] == nodes[1] < 100
@@ -115,7 +144,7 @@ def test_with_dropout_there_is_one_operator_for_each_layer():
 def test_another_length_or_batch_compiles_nothing(kind, path):
     graphs = []
     module = build(rnnkit, kind)
-    run = compiled(module, graphs, dynamic=True)
+    run = compiled(module, graphs, BACKENDS[path], dynamic=True)
     counts = []
     for steps, rows in ((5, 7), (9, 2), (50, 11), (2, 6)):
         x = torch.randn(steps, rows, H_IN, dtype=torch.float64, requires_grad=True)
@@ -139,7 +168,7 @@ def test_a_changing_length_becomes_dynamic_by_itself():
 def test_packed_batches_of_any_sizes_share_a_graph(kind, path):
     graphs = []
     module = build(rnnkit, kind)
-    run = compiled(module, graphs)
+    run = compiled(module, graphs, BACKENDS[path])
     counts = []
     for lengths in ([5, 3, 2], [6, 4, 1], [9, 4, 3], [7, 7, 2], [12, 3, 3, 2], [10, 9, 8, 7, 6]):
         x = packed(lengths)
@@ -159,7 +188,7 @@ def test_wrong_batch_sizes_are_refused_inside_the_graph():
 def test_compiled_dropout_is_drawn_anew_and_only_in_training(kind):
     module = build(rnnkit, kind, num_layers=2, dropout=0.5)
     x = arguments(module)[0].detach()
-    run = compiled(module)
+    run = compiled(module, backend="aot_eager" if kind == "GRU" else "eager")
     assert not torch.equal(run(x)[0], run(x)[0])
     module.eval()
     assert_same(flat(run(x)), flat(module(x)))
@@ -187,7 +216,8 @@ def test_checkpoints_in_a_graph_change_no_value(kind, dtype, every, form, monkey
     args = example(module, form)
     expected = gradients(module, module, *args)
     module.checkpoint_every = every
-    assert_same(gradients(compiled(module), module, *args), expected, 1e-10 if dtype == torch.float64 else 2e-3)
+    run = compiled(module, backend="aot_eager" if every == 2 else "eager")
+    assert_same(gradients(run, module, *args), expected, 1e-10 if dtype == torch.float64 else 2e-3)
 
 
 class Operators(TorchDispatchMode):
@@ -255,11 +285,35 @@ def test_in_a_graph_without_a_gradient_wanted_there_is_no_tape(kind, monkeypatch
     assert_same(gradients(run, module, x), gradients(module, module, x))
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "LSTM-proj", "GRU"])
+def test_a_tape_lives_as_long_as_its_graph(kind, monkeypatch):
+    """Nothing is kept on the side."""
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
+    made, new_tape = [], loop.new_tape
+
+    def watched(direction):
+        tape = new_tape(direction)
+        made.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in tape)
+        return tape
+
+    module = build(rnnkit, kind)
+    x = arguments(module)[0]
+    run = compiled(module)
+    run(x)[0].sum().backward()
+    monkeypatch.setattr(compiler.fast, "new_tape", watched)
+    y = run(x)[0]
+    assert made
+    assert not any(memory.expired() for memory in made)
+    del y
+    gc.collect()
+    assert all(memory.expired() for memory in made)
+
+
 @pytest.mark.parametrize("form", ["padded", "packed"])
 @kinds
 def test_two_graphs_may_live_at_once_and_go_back_in_any_order(kind, form, path):
-    module = build(rnnkit, kind, **DEEP)
-    run = compiled(module)
+    module = build(rnnkit, kind)
+    run = compiled(module, backend=BACKENDS[path])
     examples = [example(module, form, seed=seed) for seed in (1, 2)]
     weights = list(module.parameters())
 
@@ -287,7 +341,8 @@ def test_a_compiled_gradient_at_gates_of_exactly_0_is_the_eager_one(kind, dtype,
             weight.zero_()
     x = torch.zeros(5, N, H_IN, dtype=dtype, requires_grad=True)
     found, expected = (
-        [*torch.autograd.grad(run(x)[0].sum(), [*module.parameters()])] for run in (compiled(module), module)
+        [*torch.autograd.grad(run(x)[0].sum(), [*module.parameters()])]
+        for run in (compiled(module, backend="eager"), module)
     )
     assert_same(found, expected, 1e-6, (kind, dtype, path))
     if kind == "relu":
@@ -313,9 +368,9 @@ def test_frozen_weights_get_no_gradient_and_cost_none(monkeypatch):
 
 @kinds
 def test_transforms_inside_a_graph_are_those_outside(kind):
-    module = build(rnnkit, kind, num_layers=2)
+    module = build(rnnkit, kind, num_layers=2 if kind == "tanh" else 1)
     params = {name: value.detach() for name, value in module.named_parameters()}
-    xs = torch.randn(2, 3, N, H_IN, dtype=torch.float64)
+    xs = torch.randn(2, 2, N, H_IN, dtype=torch.float64)
 
     def run(params, x):
         return functional_call(module, params, (x,))[0]
@@ -328,7 +383,8 @@ def test_transforms_inside_a_graph_are_those_outside(kind):
             jvp(lambda x: run(params, x), (xs[0].clone(),), (xs[1],))[1],
         )
 
-    assert_same(compiled(all_of_it)(xs), all_of_it(xs))
+    run_in_graph = compiled(all_of_it, backend="aot_eager" if kind == "GRU" else "eager")
+    assert_same(run_in_graph(xs), all_of_it(xs))
 
 
 def test_an_ensemble_inside_a_graph():
@@ -355,7 +411,7 @@ def test_what_a_graph_cannot_differentiate_it_refuses():
 
 @pytest.mark.parametrize("kind", ["tanh", "LSTM", "LSTM-proj", "GRU"])
 def test_autocast_in_a_graph_is_autocast_outside(kind):
-    module = build(rnnkit, kind, dtype=torch.float32, **DEEP)
+    module = build(rnnkit, kind, dtype=torch.float32, bidirectional=True)
     x, hx = arguments(module)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = flat(compiled(module)(x, hx)), flat(module(x, hx))
@@ -380,7 +436,7 @@ def test_a_graph_leaves_nothing_in_the_cache_of_autocast():
 def test_a_compiled_sequence_of_length_0(kind, form):
     module = build(rnnkit, kind, **DEEP)
     x, hx = arguments(module, form, steps=0)
-    run = compiled(module)
+    run = compiled(module, backend="aot_eager" if form == "padded" else "eager")
     assert_same(flat(run(x, hx)), flat(module(x, hx)))
     states = hx if isinstance(hx, tuple) else (hx,)
     grads = torch.autograd.grad(sum(y.sum() for y in flat(run(x, hx))[1:]), states)
@@ -413,7 +469,8 @@ def test_the_operators_are_what_torch_asks_of_operators(kind, packed, path, ever
 @kinds
 @pytest.mark.parametrize(("form", "hx"), [("unbatched", False), ("padded", True)])
 def test_an_exported_program_is_the_module_at_every_length(kind, form, hx):
-    module = build(rnnkit, kind, **DEEP).eval()
+    """Of both directions, and of padded batches two layers."""
+    module = build(rnnkit, kind, bidirectional=True, num_layers=2 if form == "padded" else 1).eval()
     x, states = arguments(module, form, hx=hx, steps=5)
     length = torch.export.Dim("L", min=1)
     program = torch.export.export(module, (x, states), dynamic_shapes=({0: length}, tree_map(lambda _: None, states)))
@@ -428,7 +485,7 @@ def test_an_exported_graph_is_of_aten_and_scan_and_does_not_grow(kind):
     sizes = []
     for steps in (5, 200):
         torch._dynamo.reset()
-        module = build(rnnkit, kind, **DEEP).eval()
+        module = build(rnnkit, kind, bidirectional=True).eval()
         program = torch.export.export(
             module, (arguments(module, steps=steps)[0].detach(),), dynamic_shapes=({0: torch.export.Dim("L", min=1)},)
         )

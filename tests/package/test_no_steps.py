@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import H_IN, KINDS, N, arguments, as_list, build
+from helpers import H_IN, KINDS, N, arguments, as_list, assert_equal_tensors, build
 from torch import nn
 from torch.func import vmap
 from torch.nn.utils.rnn import PackedSequence
@@ -33,6 +33,23 @@ def test_the_output_is_empty_and_the_state_is_handed_through(kind, form, batch_f
         cotangent = torch.randn_like(found)
         (grad,) = torch.autograd.grad(found, given, cotangent)
         assert torch.equal(grad, cotangent)
+
+
+@kinds
+@pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("form", ["unbatched", "padded", "packed"])
+def test_the_state_that_is_handed_through_is_a_copy(kind, form, options, graph):
+    """Of one layer and direction, too: what is written on one of them doesn't show on the other."""
+    module = build(rnnkit, kind, **options)
+    x, hx = arguments(module, "unbatched" if form == "unbatched" else "padded", steps=0)
+    if form == "packed":
+        x = PackedSequence(x.detach().flatten(0, 1), torch.zeros(0, dtype=torch.int64))
+    with torch.set_grad_enabled(graph):
+        _, h_n = module(x, hx)
+    for given, found in zip(as_list(hx), as_list(h_n), strict=True):
+        assert_equal_tensors({"state": found}, {"state": given}, 0.0, f"{kind}, {form}, {options}")
+        assert found.untyped_storage().data_ptr() != given.untyped_storage().data_ptr()
 
 
 @kinds

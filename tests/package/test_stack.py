@@ -15,6 +15,7 @@ from helpers import KINDS
 from rnnkit import EQUATIONS, paths
 from rnnkit.stack import named, run
 
+pytestmark = pytest.mark.usefixtures("compiled_by_none")
 kinds = pytest.mark.parametrize("kind", KINDS)
 ways = pytest.mark.parametrize("path", paths.LAYERS)
 packings = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -1,6 +1,7 @@
 """A checkup from the outside: verdicts, exit codes, reports, the smallest case, arrays."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -32,9 +33,15 @@ from parity.mutants.variants import Variant
 from parity.report import pages
 
 
+@functools.cache
+def checked(cls):
+    """A checkup takes seconds: several tests look at one."""
+    return check(cls, raises=False)
+
+
 @pytest.fixture(scope="module")
 def direction_major():
-    return check(stacks.DirectionMajorLSTM, raises=False)
+    return checked(stacks.DirectionMajorLSTM)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +179,7 @@ def test_the_direction_and_layer_are_located(direction_major):
     ],
 )
 def test_the_script_runs_with_torch_alone_and_shows_the_difference(cls):
-    result = check(cls, raises=False)
+    result = checked(cls)
     assert "parity" not in result.script
     printed = io.StringIO()
     before = torch.get_default_dtype()
@@ -187,7 +194,7 @@ def test_the_script_runs_with_torch_alone_and_shows_the_difference(cls):
 
 
 def test_the_smallest_case_is_small():
-    result = check(lstms.Bare, raises=False)
+    result = checked(lstms.Bare)
     assert {name: result.smallest.drawn.arguments[name] for name in ("input_size", "hidden_size", "num_layers")} == {
         "input_size": 1,
         "hidden_size": 1,

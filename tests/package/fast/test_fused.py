@@ -15,13 +15,7 @@ BATCH_SIZES = [4, 4, 3, 1, 1]
 RESULTS = ["output", "h_n", "c_n"]
 
 
-@pytest.fixture(autouse=True)
-def compiled_by_none(monkeypatch):
-    """What is compiled is run as it is: that inductor compiles it right, one test shows."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    fused.compiled.cache_clear()
-    yield
-    fused.compiled.cache_clear()
+pytestmark = pytest.mark.usefixtures("compiled_by_none")  # but for the test at the end
 
 
 def shown(stack: Stack, by: Layer, only: str | None = None) -> dict[str, Tensor]:

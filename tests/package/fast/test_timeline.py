@@ -51,9 +51,8 @@ def test_spans_are_time_cut_in_the_order_of_the_direction(sizes, reverse, cut):
     for span in spans:
         assert span.rows == sum(span.sizes)
         own = span.of(rows, time.total)
-        assert own.tolist() == [
-            [t, n] for t in range(span.first, span.first + len(span.sizes)) for n in range(sizes[t])
-        ]
+        steps = range(span.first, span.first + len(span.sizes))
+        assert own.tolist() == [[t, n] for t in steps for n in range(sizes[t])]
     assert sum(span.rows for span in spans) == time.total
 
 
