@@ -52,7 +52,12 @@ def serves(input: Tensor) -> bool:
 
 def layer(directions: Sequence[Direction]) -> Results:
     """Run a layer by its directions, both at once where that pays."""
-    return pair.run(directions, unroll) if pair.pays(directions) else one_by_one(unroll)(directions)
+    if pair.pays(directions):
+        output, finals = pair.run(directions, unroll)
+        # An infinity of one, times the zeros between the two, is a NaN in the other.
+        if all(t.detach().isfinite().all() for t in (output, *(c for _, *others in finals for c in others))):
+            return output, finals
+    return one_by_one(unroll)(directions)
 
 
 def pays(stack: Stack | Direction) -> bool:

@@ -13,18 +13,14 @@ from torch import Tensor
 from ..stack import Direction, Results, Unroll, Weights
 
 FEW = 2**15  # multiplications in a step; of more, the products with zeros cost more than the calls
-FEW_ON_GPU = 2**23
 
 
 def pays(directions: Sequence[Direction]) -> bool:
     """Say whether a layer of these directions is faster in a pair."""
     first = directions[0]
-    multiplications = first.state[0].size(0) * first.weights.w_hh.numel()
-    if len(directions) < 2 or first.batch_sizes is not None:
-        return False
-    if not first.input.is_cpu:
-        return multiplications <= FEW_ON_GPU
-    return multiplications <= FEW and first.input.dtype == torch.float32
+    few = first.state[0].size(0) * first.weights.w_hh.numel() <= FEW
+    by_float32 = first.input.is_cpu and first.input.dtype == torch.float32
+    return len(directions) == 2 and first.batch_sizes is None and few and by_float32
 
 
 def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
