@@ -1,4 +1,4 @@
-"""The README is true: its equations are the code, its code runs, its commands are the gate's."""
+"""The pages are true: their equations are the code, their code runs, their commands are the gate's."""
 
 import inspect
 import re
@@ -12,9 +12,13 @@ from rnnkit import equations
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = {  # of Python, by the section they stand in
-    section.split("\n")[0].lstrip("# "): re.findall(r"^```python\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
-    for section in re.split(r"^(?=## )", README, flags=re.MULTILINE)
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *ROOT.glob("*/README.md")]}
+BLOCKS = {  # of Python, by the page and section they stand in
+    f"{page}, {section.split(chr(10))[0].lstrip('# ')}": re.findall(
+        r"^```python\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE
+    )
+    for page, text in PAGES.items()
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE)
     if "```python" in section
 }
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
@@ -37,12 +41,12 @@ def equations_as_before():
 
 @pytest.mark.usefixtures("equations_as_before")
 @pytest.mark.parametrize("section", BLOCKS)
-def test_a_section_of_the_readme_runs_as_it_is_pasted(section):
+def test_a_section_of_a_page_runs_as_it_is_pasted(section):
     """Block by block into a new interpreter, so that each section imports what it names."""
     torch.manual_seed(0)
     names: dict = {"__name__": "__main__"}
     for number, block in enumerate(BLOCKS[section], 1):
-        exec(compile(block, f"README.md, {section!r}, block {number}", "exec"), names)
+        exec(compile(block, f"{section}, block {number}", "exec"), names)
 
 
 def test_the_gate_runs_the_readme_s_own_test_command():
@@ -50,6 +54,18 @@ def test_the_gate_runs_the_readme_s_own_test_command():
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-def test_every_file_the_readme_links_to_is_there():
-    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_section_that_a_page_links_to_is_there(page):
+    targets = re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page])
+    for target in targets:
+        path, _, section = target.partition("#")
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), f"{page}: {target}"
+        if section:
+            headings = re.findall(r"^#+ (.*)$", there.resolve().read_text(), flags=re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert section in anchors, f"{page}: {target}, of {anchors}"
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 220
