@@ -13,7 +13,9 @@ class MyLSTM(nn.Module):
         self.x2h = nn.Linear(input_size, 4 * hidden_size)
         self.h2h = nn.Linear(hidden_size, 4 * hidden_size)
 
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, input: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         h, c = state or (input.new_zeros(input.size(1), self.hidden_size),) * 2
         outputs = []
         for x in input:

@@ -164,6 +164,8 @@ def draw(case: Case, seed: int, sizes: Sizes | None = None) -> Draw:
         outputs |= {name: randn(*state.shape) for name, state in states.items()}
     names = list(states) if case.is_lstm else list(states)[:1]
     hx = tuple(states[name] * 0.7 for name in names) if case.hx else ()
+    if case.special == "huge":
+        input, hx = input * 1e10, tuple(state * 1e10 for state in hx)
     only = case.special.removeprefix("loss_") if case.special.startswith("loss_") else ""
     only = only.replace("_n", "_1") if case.is_cell else only
     wanted = [only] if only else [name for name in outputs if name in names or name == "output"]
@@ -250,10 +252,14 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
         result = module(**named) if case.special == "keywords" else module(*named.values())
     outputs = _outputs(seen, case, result)
     seen.tensors |= {name: tensor.detach() for name, tensor in outputs.items()}
+    if case.special == "written_on":
+        seen.tensors["output"] = outputs["output"].detach().clone()
     seen.facts["requires_grad"] = {name: tensor.requires_grad for name, tensor in outputs.items()}
     seen.facts["contiguous"] = {name: tensor.is_contiguous() for name, tensor in outputs.items()}
     seen.facts["aliases"] = _aliases([*outputs.items(), *_callers(module, leaves, input)], set(outputs))
 
+    if case.special == "written_on":
+        outputs["output"].mul_(0.5)
     if any(tensor.requires_grad for tensor in outputs.values()):
         wanted = [name for name in drawn.cotangents if outputs[name].requires_grad]
         cotangents = [precision.cast(drawn.cotangents[name]).to(outputs[name]) for name in wanted]
