@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class MyLSTM(nn.Module):
-    """One layer: input (L, N, H_in) and an optional state (h, c), each (N, H), to output (L, N, H) and the last state."""
+    """One layer: input (L, N, H_in) and a state (h, c), each (N, H), to output (L, N, H) and the last state."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
