@@ -1,4 +1,7 @@
-"""An LSTM as many people write one, with one mistake. `python -m parity check examples/my_lstm.py:MyLSTM` names it."""
+"""Is this LSTM torch.nn's? Many people write one like it; here it has one mistake, and the harness names it:
+
+    python -m parity check examples/my_lstm.py:MyLSTM
+"""
 
 import torch
 from torch import Tensor, nn

@@ -51,18 +51,29 @@ def train(kind: type[rnnkit.RNNBase], seed: int, L: int = 16, N: int = 64) -> rn
     return network
 
 
+NAMES = {"x": "input", "i": "input gate", "f": "forget gate", "g": "candidate", "o": "output gate", "c": "cell"}
+NAMES |= {"r": "reset gate", "z": "update gate", "n": "candidate", "h": "output"}
+WATCH = {"i": "write", "f": "write", "o": "ask", "z": "hold", "r": "flip"}  # a gate, and the moments to watch it
+
+
 def draw(panels: dict[str, tuple[list[str], dict[str, list[float]]]], path: str) -> str:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return "no picture: matplotlib is missing, pip install 'rnnkit[examples]' brings it"
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
     for axes, (title, (steps, rows)) in zip(figure.subplots(2, 1), panels.items(), strict=True):
-        axes.imshow(list(rows.values()), cmap="RdBu_r", vmin=-1.5, vmax=1.5, aspect="auto")
-        axes.set(title=title, xticks=range(len(steps)), xticklabels=steps, yticks=range(len(rows)), yticklabels=rows)
-        for y, row in enumerate(rows.values()):
+        values, gate = torch.tensor(list(rows.values())), torch.tensor([letter in WATCH for letter in rows])
+        for which, colours, least in (gate, "Greens", 0), (~gate, "RdBu_r", -1):
+            shown = values.masked_fill(~which[:, None], torch.nan)
+            image = axes.imshow(shown, cmap=colours, vmin=1.5 * least, vmax=1.5, aspect="auto")
+            figure.colorbar(image, ax=axes, ticks=(least, 0, 1), label="gate" if least == 0 else "signed")
+        names = [f"{NAMES[letter]}  {letter}" for letter in rows]
+        axes.set(title=title, xticks=range(len(steps)), xticklabels=steps, yticks=range(len(rows)), yticklabels=names)
+        for y, (letter, row) in enumerate(rows.items()):
             for x, value in enumerate(row):
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center")
+                watched = {"edgecolor": "black", "facecolor": "none"} if WATCH.get(letter) == steps[x] else None
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", bbox=watched)
     figure.savefig(path, dpi=120)
     return f"picture: {path}"
 
