@@ -1,5 +1,7 @@
 """The layers and cells on an accelerator, against the CPU. Skipped where there is none: nothing here was run then."""
 
+import gc
+
 import pytest
 import torch
 from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, build, pack, pair
@@ -13,6 +15,15 @@ DEEP = {"num_layers": 2, "bidirectional": True}
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 mps = pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no MPS device here")
 devices = pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda), pytest.param("mps", marks=mps)])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_collected():
+    """What the collector frees on a GPU while a graph is captured spoils the capture."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def observed(module, x, hx):
