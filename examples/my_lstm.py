@@ -1,6 +1,6 @@
 """Is this LSTM torch.nn's? Many people write one like it; here it has one mistake, and the harness names it:
 
-    python -m parity check examples/my_lstm.py:MyLSTM
+python -m parity check examples/my_lstm.py:MyLSTM
 """
 
 import torch

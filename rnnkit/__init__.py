@@ -16,7 +16,7 @@ from .graphs import graphed
 from .layers import GRU, LSTM, RNN, RNNBase
 from .tracing import Trace, trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EQUATIONS",

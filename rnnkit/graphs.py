@@ -19,6 +19,7 @@ from .stack import Direction, Results, Stack
 from .untraced import untraced
 
 Replay: TypeAlias = Callable[[], None]
+DEVICES = ("cuda",)  # where graphs can be captured
 
 
 def capture(function: Callable[[], None]) -> Replay:
@@ -35,7 +36,13 @@ def capture(function: Callable[[], None]) -> Replay:
 
 
 class Block:
-    """Some steps of one direction, captured: `forward` and `backward` replay them, between static tensors."""
+    """Some steps of one direction, captured, with the static tensors that a replay reads and writes.
+
+    forward   from `direction` (its input and state) to `output`, `after` and the tape
+    backward  from those, `dy` and `dstate`, the gradients of the output and of the state after, to `grads`: that of the
+              input is written anew at each replay, those of the weights are added up over replays; that of the state
+              before is written to `dstate`, where the replay of the block before finds it
+    """
 
     def __init__(self, direction: Direction, steps: int, needed: Sequence[bool] | None) -> None:
         direction = direction.given([t if t is None else t.detach() for t in direction.tensors])
@@ -46,14 +53,14 @@ class Block:
         self.after = tuple(torch.zeros_like(s) for s in state)
         self.output = input.new_zeros(steps, input.size(1), state[0].size(1))
         self.tape = None if needed is None else fast.new_tape(self.direction)
-        self.forward = capture(self._forward)
+        self.replay_forward = capture(self._forward)
         if needed is None:
             return
         self.needed = needed
         self.dy, self.dstate = torch.zeros_like(self.output), tuple(torch.zeros_like(s) for s in state)
         tensors = zip(self.direction.tensors, needed, strict=True)
         self.grads = [torch.zeros_like(t) if need and t is not None else None for t, need in tensors]
-        self.backward = capture(self._backward)
+        self.replay_backward = capture(self._backward)
 
     def _forward(self) -> None:
         output, final = fast.Loop(self.direction).forward(self.tape)
@@ -87,8 +94,8 @@ def pieces(blocks: Sequence[Block], direction: Direction) -> list[tuple[Block, i
     return cut
 
 
-def forward(blocks: Sequence[Block], direction: Direction, keep: bool) -> tuple[Tensor, State, list[Tensor]]:
-    """Replay a direction. Return its output, its last state, and if they are kept, the tapes of all blocks."""
+def replay(blocks: Sequence[Block], direction: Direction, keep: bool) -> tuple[Tensor, State, list[Tensor]]:
+    """Take a direction forward by its blocks. Return its output, its last state and, if kept, the tapes of all blocks."""
     output = direction.input.new_empty(*direction.input.shape[:2], direction.state[0].size(1))
     state, kept = direction.state, list[Tensor]()
     for block, first in pieces(blocks, direction):
@@ -96,7 +103,7 @@ def forward(blocks: Sequence[Block], direction: Direction, keep: bool) -> tuple[
         block.direction.input.copy_(direction.input.narrow(0, first, block.steps))
         if keep:
             kept += [s.clone() for s in block.direction.state]
-        block.forward()
+        block.replay_forward()
         output.narrow(0, first, block.steps).copy_(block.output)
         state = block.after
         if keep:
@@ -109,7 +116,7 @@ class ReplayThroughTime(Function):
 
     @staticmethod
     def forward(ctx: Any, blocks: Sequence[Block], direction: Direction, *tensors: Tensor | None) -> Any:
-        output, state, kept = forward(blocks, direction, keep=True)
+        output, state, kept = replay(blocks, direction, keep=True)
         ctx.set_materialize_grads(False)
         ctx.blocks, ctx.direction, ctx.count = blocks, direction.given([None] * len(tensors)), len(tensors)
         ctx.save_for_backward(*tensors, output, *kept)
@@ -138,7 +145,7 @@ class ReplayThroughTime(Function):
             fill(block.dy, None if dy is None else dy.narrow(0, first, block.steps))
             for place, value in zip(block.dstate, dstate, strict=True):
                 fill(place, value)
-            block.backward()
+            block.replay_backward()
             dstate = block.dstate
             if totals[0] is not None and block.grads[0] is not None:
                 totals[0].narrow(0, first, block.steps).copy_(block.grads[0])
@@ -198,7 +205,7 @@ class Graphed:
         if blocks is None or not covered:
             return fast.unroll(direction)
         if not any(needed):
-            output, state, _ = forward(blocks, direction, keep=False)
+            output, state, _ = replay(blocks, direction, keep=False)
             return output, state
         output, *last = ReplayThroughTime.apply(blocks, direction, *direction.tensors)  # type: ignore[no-untyped-call]
         return output, tuple(last)
@@ -215,16 +222,15 @@ def graphed(rnn: RNNBase, sample: Tensor, block: int = 32) -> Graphed:
             (packed input, another N, autocast, moved parameters, transforms of torch.func) runs as `rnn` does
 
     Nothing is captured later. Raises TypeError for another module, ValueError for a sample that isn't a batch on a CUDA
-    device, and for a block that is no power of two.
+    device, for a block that is no power of two, and for a layer whose attribute `path` is neither "fast" nor "always
+    fast".
     """
     if not isinstance(rnn, RNNBase):
         raise TypeError(f"rnn should be a layer of rnnkit, got: {type(rnn).__name__}")
     if not isinstance(sample, Tensor) or sample.device.type not in DEVICES or sample.dim() != 3:
         raise ValueError("sample should be a batch, a tensor of three dimensions on a CUDA device")
+    if rnn.path not in ("fast", "always fast"):
+        raise ValueError(f"blocks are captured of the path 'fast', got a layer with the path {rnn.path!r}")
     if isinstance(block, bool) or not isinstance(block, int) or block < 1 or block & (block - 1):
         raise ValueError(f"block should be a power of two, got: {block!r}")
     return Graphed(rnn, sample, block)
-
-
-#: Where graphs can be captured.
-DEVICES = ("cuda",)

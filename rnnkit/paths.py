@@ -2,9 +2,11 @@
 
     readable  the equation in plain torch operations, its loop in Python; autograd records every step
     fast      kernels in place, differentiated by hand
+    fused     for what is captured as a CUDA graph: the equation, compiled
     compiled  one operator for torch.compile, a `scan` for torch.export
 
-`RULES` is the whole decision: the first rule that applies names the path. `explain` asks it for a call.
+`RULES` is the whole decision: the first rule that applies names the path. A module's attribute `path` is a wish that
+they look at. `explain` asks them for a call.
 """
 
 from collections.abc import Callable
@@ -57,8 +59,8 @@ TELLING = all(
 )
 
 
-def of_kernels(reason: str, applies: Callable[[Stack], bool]) -> Rule:
-    """Return a rule for the readable path, where otherwise a kernel would be taken."""
+def without_kernel(reason: str, applies: Callable[[Stack], bool]) -> Rule:
+    """Return a rule for what no kernel serves. The path "fused" compiles the equation itself, and needs none."""
     return Rule("readable", reason, lambda stack: stack.path != "fused" and applies(stack))
 
 
@@ -67,12 +69,12 @@ RULES = (
     Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
     Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "the attribute `path` is 'readable'", lambda stack: stack.path == "readable"),
-    of_kernels("the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
-    of_kernels("{dtype} has no kernels on {device}", lambda stack: not fast.serves(stack.input)),
-    of_kernels("{steps} steps don't pay", lambda stack: not fast.pays(stack)),
+    without_kernel("the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
+    without_kernel("{dtype} has no kernels on {device}", lambda stack: not fast.serves(stack.input)),
+    without_kernel("{steps} steps don't pay", lambda stack: not fast.pays(stack)),
     Rule("readable", "the input is empty", lambda stack: stack.input.numel() == 0),
     Rule("readable", "the packed rows have one dimension, which torch refuses", lambda stack: stack.input.dim() < 2),
-    of_kernels(
+    without_kernel(
         "only an LSTM's kernel projects",
         lambda stack: stack.weights[0].w_hr is not None and not fast.KERNELS[stack.equation.step].projects,
     ),

@@ -61,7 +61,7 @@ class FusedThroughTime(Function):
         weights, order = direction.weights, in_order(direction)
         carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
         igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
-        w_hh = cublas.repeated(len(order), 0, weights.w_hh.t()).w
+        w_hh = cublas.repeated(len(order), direction.state[0].size(0), weights.w_hh.t()).w
         xs, outputs, kept = parts(direction, igates), [igates] * len(order), list[Tensor]()
         for t in order:
             state = carry.resize(xs[t].size(0))
@@ -69,7 +69,7 @@ class FusedThroughTime(Function):
             m, *others = step(xs[t], hgates, state)
             outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
             carry.state = outputs[t], *others
-            kept += hgates, m, *state
+            kept += hgates, m, *state  # `back` takes them apart again; m is h before its projection
         ctx.set_materialize_grads(False)
         ctx.direction, ctx.count = direction.given([None] * len(tensors)), len(tensors)
         ctx.save_for_backward(*tensors, igates, *kept)
@@ -96,7 +96,7 @@ def back(
     _, step_back = compiled(direction.equation.step)
     (w_ih, w_hh, _, _, w_hr), order = direction.weights, in_order(direction)
     each = 2 + len(direction.state)
-    by_step = dict(zip(order, (kept[k : k + each] for k in range(0, len(kept), each)), strict=True))
+    by_step = dict(zip(order, (kept[k : k + each] for k in range(0, len(kept), each)), strict=True))  # hgates, m, state
     carry = Carry(
         tuple(torch.zeros_like(s) if d is None else d for s, d in zip(direction.state, grads[1:], strict=True))
     )
@@ -110,7 +110,7 @@ def back(
         dh, *rest = carry.resize(n)
         dm = dh
         if w_hr is not None and no_dm is not None:
-            dh, dy = dh + dy, no_dm[:n]
+            dh, dy = dh + dy, no_dm[:n]  # added ahead of W_hr, so the compiled step gets zeros
             dm = torch.mm(dh, w_hr)
         digates, dhgates, (direct, *others) = step_back(xs[t], hgates, tuple(state), (dm, *rest), dy)
         carry.state = torch.addmm(direct, dhgates, w_hh), *others

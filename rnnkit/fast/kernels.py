@@ -6,7 +6,8 @@ the last step to the first, they are scaled by the gradients that arrive at a st
 
 In the loops a step is one product and few small operations, each a call from Python: the views are cut so that a call
 takes several gates at once. Letters are those of `equations`: i, f, g, o, c, h; r, z, n, h. a is the pre-activations,
-m is h before its projection, tc is tanh(c'). A name that begins with d is the loss's derivative by what follows.
+m is h before its projection, tc is tanh(c'). A name that begins with d is the loss's derivative by what follows; in
+`derivatives` it is that of a step alone, which `backward` scales by what arrives there.
 """
 
 import math
@@ -76,7 +77,7 @@ class Kernel(ABC):
         """
 
     @abstractmethod
-    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
+    def forward(self, state: State, steps: Steps, to_hgates: Product, project: Product | None, by: Arithmetic) -> State:
         """Take the steps (y, m, *prepared) and return the state after the last one.
 
         Writes h before projection to m, and to y its projection; without one, m is y.
@@ -94,7 +95,7 @@ class Kernel(ABC):
         """
 
     @abstractmethod
-    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
+    def backward(self, dstate: State, steps: Steps, to_dh: Product, unproject: Product | None) -> State:
         """Take the steps (dy, *views) back and return the gradient of the state before the first one.
 
         dstate is the gradient of the state after the last step, with what arrives by that step's output; it is written
@@ -126,8 +127,8 @@ class RNN(Kernel):
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         return (x,)
 
-    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
-        (w, addmm, _), relu, tanh, clamp_min = hgates, self.relu, torch.tanh, torch.clamp_min
+    def forward(self, state: State, steps: Steps, to_hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), relu, tanh, clamp_min = to_hgates, self.relu, torch.tanh, torch.clamp_min
         (h,) = state
         for y, _, a in steps:
             addmm(a, h, w, out=a)
@@ -141,8 +142,8 @@ class RNN(Kernel):
     def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Derivatives:
         return space, (space, m)  # nothing yet: `backward` has one operation that forms the derivative and scales it
 
-    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
-        (w, addmm, _), relu = dh, self.relu
+    def backward(self, dstate: State, steps: Steps, to_dh: Product, unproject: Product | None) -> State:
+        (w, addmm, _), relu = to_dh, self.relu
         (d,) = dstate
         for dy, da, h in steps:
             if relu:
@@ -172,8 +173,8 @@ class LSTM(Kernel):
         i, f, tc, o = a.chunk(4, 1)
         return x, a, i, f, tc, o, g, c, *((a,) if by.whole else (i, f, o))
 
-    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
-        (w, addmm, _), add_product, tanh, mul = hgates, by.add_product, torch.tanh, torch.mul
+    def forward(self, state: State, steps: Steps, to_hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), add_product, tanh, mul = to_hgates, by.add_product, torch.tanh, torch.mul
         h, c = state
         for y, m, x, a, i, f, tc, o, g, c_next, *sigmoids in steps:
             addmm(x, h, w, out=a)
@@ -195,23 +196,23 @@ class LSTM(Kernel):
     def derivatives(self, tape: Sequence[Tensor], m: Tensor, before: State, space: Tensor) -> Derivatives:
         (a, g, _), (_, c) = tape, before
         i, f, tc, o = a.chunk(4, 1)
-        di, df, dg, do, dc_dm = space.chunk(5, 1)
+        di, df, dg, do, dm_dc = space.chunk(5, 1)
         _sigmoid_backward(g, i, grad_input=di)  # di = g * i * (1 - i), times dc'
         _sigmoid_backward(c, f, grad_input=df)  # df = c * f * (1 - f), times dc'
         _tanh_backward(i, g, grad_input=dg)  # dg = i * (1 - g²), times dc'
         _sigmoid_backward(tc, o, grad_input=do)  # do = tanh(c') * o * (1 - o), times dm
-        _tanh_backward(o, tc, grad_input=dc_dm)  # dc' = o * (1 - tanh²(c')), times dm
+        _tanh_backward(o, tc, grad_input=dm_dc)  # dm/dc' = o * (1 - tanh²(c'))
         da = space.narrow(1, 0, a.size(1))
         gates = da.view(da.size(0), 4, -1)
-        return da, (da, gates.narrow(1, 0, 3), do, dc_dm, f)
+        return da, (da, gates.narrow(1, 0, 3), do, dm_dc, f)
 
-    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
-        w, addmm, _ = dh
+    def backward(self, dstate: State, steps: Steps, to_dh: Product, unproject: Product | None) -> State:
+        w, addmm, _ = to_dh
         d, dc = dstate
         dc_of_gates = dc.unsqueeze(1)  # (n, 1, H), the same memory
-        for dy, da, d_ifg, do, dc_dm, f in steps:
+        for dy, da, d_ifg, do, dm_dc, f in steps:
             dm = unproject.mm(d, unproject.w) if unproject else d  # dm = dh' W_hr
-            dc.addcmul_(dm, dc_dm)  # dc' += dm * o * (1 - tanh²(c'))
+            dc.addcmul_(dm, dm_dc)  # dc' += dm * o * (1 - tanh²(c'))
             d_ifg.mul_(dc_of_gates)  # di, df, dg *= dc'
             do.mul_(dm)  # do *= dm
             dc.mul_(f)  # dc = dc' * f
@@ -245,8 +246,8 @@ class GRU(Kernel):
         r, z, n_h = a.chunk(3, 1)
         return x, a, r, z, n_h, n, *((a.narrow(1, 0, 2 * H),) if by.whole else (r, z))
 
-    def forward(self, state: State, steps: Steps, hgates: Product, project: Product | None, by: Arithmetic) -> State:
-        (w, addmm, _), add_product, tanh, sub = hgates, by.add_product, torch.tanh, torch.sub
+    def forward(self, state: State, steps: Steps, to_hgates: Product, project: Product | None, by: Arithmetic) -> State:
+        (w, addmm, _), add_product, tanh, sub = to_hgates, by.add_product, torch.tanh, torch.sub
         (h,) = state
         for y, _, x, a, r, z, n_h, n, *sigmoids in steps:
             addmm(x, h, w, out=a)
@@ -267,8 +268,8 @@ class GRU(Kernel):
         _sigmoid_backward(torch.sub(h, n, out=dz), z, grad_input=dz)  # dz = (h - n) * z * (1 - z)
         return space, (self.dhgates(space), space.view(space.size(0), 4, -1), z)
 
-    def backward(self, dstate: State, steps: Steps, dh: Product, unproject: Product | None) -> State:
-        (w, addmm, _), addcmul = dh, torch.addcmul
+    def backward(self, dstate: State, steps: Steps, to_dh: Product, unproject: Product | None) -> State:
+        (w, addmm, _), addcmul = to_dh, torch.addcmul
         (d,) = dstate
         d_of_gates = d.unsqueeze(1)  # (n, 1, H), the same memory
         for dy, dhgates, da, z in steps:

@@ -101,7 +101,7 @@ class Loop:
             if tape is None:  # what is written on is written on again: in a padded batch by the next step, else span
                 tape = _tape(self.direction, x.new_empty(time.N if time.padded else most, x.size(1)), most)
             _, w_hh, _, b_hh, w_hr = self.weights
-            igates, hgates = self._igates(most), self._product(w_hh, b_hh)
+            igates, to_hgates = self._igates(most), self._product(w_hh, b_hh)
             project = None if w_hr is None else self._product(w_hr)
             for span in spans:
                 of_x, of_output, *of_tape = self._of(span, x, output, *tape)
@@ -110,7 +110,7 @@ class Loop:
                 prepared = kernel.prepare(of_x, of_tape, None if self.exact else b_hh, self.arithmetic)
                 for n, steps in time.stretches(span, [of_output, m, *prepared]):
                     state = carry.resize(n)
-                    carry.state = kernel.forward(state, zip(*steps, strict=True), hgates, project, self.arithmetic)
+                    carry.state = kernel.forward(state, zip(*steps, strict=True), to_hgates, project, self.arithmetic)
                 if again and not time.padded:
                     carry.state, carry.waiting = (
                         tuple(s.clone() for s in part) for part in (carry.state, carry.waiting)
@@ -153,7 +153,7 @@ class Loop:
         totals = Totals(kernel, self.library, needed)
         pairs = zip(self.state, grads[1:], strict=True)
         carry = Carry(tuple([torch.zeros_like(s) if d is None else d.clone() for s, d in pairs]))
-        dh_next = self._repeated(self.weights.w_hh)
+        to_dh = self._repeated(self.weights.w_hh)
         unproject = None if self.weights.w_hr is None else self._repeated(self.weights.w_hr)
         most = max(span.rows for span in spans)
         w_x = self.library.affine(time.total, most, self.weights.w_ih.t(), None) if needed[0] else None
@@ -168,7 +168,7 @@ class Loop:
             with torch.inference_mode():
                 before = tuple(time.before(span, *states) for states in zip(self.state, after, strict=True))
                 da, views = kernel.derivatives(of_tape, m, before, space[: span.rows])
-                self._steps_back(span, carry, [zero if dh is None else dh, *views], dh_next, unproject)
+                self._steps_back(span, carry, [zero if dh is None else dh, *views], to_dh, unproject)
             digates = totals.add(da, of_rows, before[0], dh, m)
             if dx is not None and w_x is not None:
                 of_dx = span.of(dx, time.total)
@@ -176,7 +176,7 @@ class Loop:
         return [None if dx is None else self._as_steps(dx), *totals.whole(), *(s.clone() for s in carry.whole())]
 
     def _steps_back(
-        self, span: Span, carry: Carry, views: Sequence[Tensor], dh_next: Product, unproject: Product | None
+        self, span: Span, carry: Carry, views: Sequence[Tensor], to_dh: Product, unproject: Product | None
     ) -> None:
         """Take the steps of `span` back: carry the gradient of the state along, turn the derivatives into gradients.
 
@@ -186,9 +186,10 @@ class Loop:
         for n, steps in self.time.stretches(span, views, back=True):
             (arriving, *rest), (d, *others) = steps, carry.resize(n)
             d = arriving[0].add_(d) if self.projected else d.add_(arriving[0])
-            # With a step goes what arrives at the one that is taken next; for the last of these, that comes later.
-            later = *arriving[1:], torch.zeros_like(d)
-            carry.state = self.kernel.backward((d, *others), zip(later, *rest, strict=True), dh_next, unproject)
+            # A step back ends by forming dh of the step before: what arrives there by the output, dy, goes with it. The
+            # last step of these gets zeros: what arrives before it is added above, with the next ones.
+            dy_before = *arriving[1:], torch.zeros_like(d)
+            carry.state = self.kernel.backward((d, *others), zip(dy_before, *rest, strict=True), to_dh, unproject)
 
 
 class Totals:

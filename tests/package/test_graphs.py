@@ -108,6 +108,10 @@ def test_the_caller_may_write_on_the_output():
     assert_near({"grad": found}, {"grad": expected}, 5e-6, "LSTM")
 
 
+readable = rnnkit.GRU(3, 4)
+readable.path = "readable"
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [
@@ -115,6 +119,7 @@ def test_the_caller_may_write_on_the_output():
         ({"sample": None}, ValueError, "sample should be a batch"),
         ({"sample": torch.zeros(5, 3)}, ValueError, "sample should be a batch"),
         ({"sample": torch.zeros(5, 2, 3, device="meta")}, ValueError, "on a CUDA device"),
+        ({"rnn": readable}, ValueError, "a layer with the path 'readable'"),
         ({"block": 0}, ValueError, "power of two, got: 0"),
         ({"block": 12}, ValueError, "power of two, got: 12"),
         ({"block": True}, ValueError, "power of two, got: True"),
