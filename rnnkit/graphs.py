@@ -95,7 +95,7 @@ def pieces(blocks: Sequence[Block], direction: Direction) -> list[tuple[Block, i
 
 
 def replay(blocks: Sequence[Block], direction: Direction, keep: bool) -> tuple[Tensor, State, list[Tensor]]:
-    """Take a direction forward by its blocks. Return its output, its last state and, if kept, the tapes of all blocks."""
+    """Take a direction forward by its blocks. Return its output, its last state and, if kept, all tapes."""
     output = direction.input.new_empty(*direction.input.shape[:2], direction.state[0].size(1))
     state, kept = direction.state, list[Tensor]()
     for block, first in pieces(blocks, direction):
