@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 Size = tuple[int, ...]
+#: Up to torch 2.14 its cells leave the state's rank to their kernels.
+CELLS_CHECK_RANK = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 15]
 PATHS = ("fast", "always fast", "fused", "readable")
 
 
@@ -173,7 +175,7 @@ def check_packed_pair(
         shape = list(torch.broadcast_shapes((N, G), (N, *data.shape[1:-1], G)))  # type: ignore[no-untyped-call]
         raise RuntimeError(f"output with shape {[N, G]} doesn't match the broadcast shape {shape}")
     if h.size(2) != H_out:
-        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({N}x{h.size(2)} and {H_out}x{G})")
+        F.linear(h.new_empty(N, h.size(2)), weights[1], weights[3] if bias else None)  # which raises, in torch's words
     if h.size(1) == 1 != N:
         raise RuntimeError(f"output with shape {[1, G]} doesn't match the broadcast shape {[N, G]}")
     if h.size(1) != N:
@@ -262,6 +264,8 @@ def check_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, 
                 f"{name} first dim must be {gates} * hidden_size = {gates * H}, but got {weight.size(0)}"
             )
     for k, state in enumerate(hx):
+        if CELLS_CHECK_RANK and state.dim() != 2:
+            raise RuntimeError(f"Expected 2D hidden{k} (batch x hidden_size), but got {state.dim()}D tensor")
         if state.size(0) != input.size(0):
             raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
         if state.size(1) != H:
