@@ -113,11 +113,13 @@ class RNNBase(nn.Module):
         """The record of the recurrence, by `mode`."""
         return EQUATIONS[self.mode]
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Any = None, resets: Any = None, reset_to: Any = None
+    ) -> tuple[Any, Any]:
         """Run the layers over `input` from the state `hx` on; the class's description has shapes and errors."""
         if torch.compiler.is_compiling():
             try:
-                form, stack = self.record(input, hx)
+                form, stack = self.record(input, hx, lengths, resets, reset_to)
             except (
                 Exception
             ):  # the eager call below raises it again: a frame that raises, the compiler gives up for good
@@ -125,20 +127,26 @@ class RNNBase(nn.Module):
                     raise
             else:
                 return self._results(form, stack)
-        return self._eager(input, hx)
+        return self._eager(input, hx, lengths, resets, reset_to)
 
     @untraced
-    def _eager(self, input: Any, hx: Any) -> tuple[Any, Any]:
+    def _eager(self, input: Any, hx: Any, *ragged: Any) -> tuple[Any, Any]:
         try:
-            form, stack = self.record(input, hx)
+            form, stack = self.record(input, hx, *ragged)
         except Exception as error:
             checks.add_remedy(error, input, hx, self._states)
             raise
         return self._results(form, stack)
 
-    def record(self, input: Any, hx: Any) -> tuple[Form, Stack]:
+
+    def record(
+        self, input: Any, hx: Any, lengths: Any = None, resets: Any = None, reset_to: Any = None
+    ) -> tuple[Form, Stack]:
         """Return the form of a call and the record that its path takes, once everything in it has been checked."""
         form = self._form(input, hx)
+        ragged = lengths is not None or resets is not None or reset_to is not None
+        if ragged:
+            checks.check_padded(form.packed is not None, lengths=lengths, resets=resets, reset_to=reset_to)
         batch = form.batch(input)
         N = self._packed_batch(form.packed, hx) if form.packed is not None else batch.size(form.batch_dim)
         if hx is not None:
@@ -149,13 +157,39 @@ class RNNBase(nn.Module):
         states, weights = self._first_states(batch, hx, N, form), [self._as_weights(*each) for each in all_weights]
         dropout = self.dropout if self.training else 0.0
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
-        return form, Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
+        stack = Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
+        return form, self._ragged(form, stack, lengths, resets, reset_to) if ragged else stack
+
+    def _ragged(self, form: Form, stack: Stack, lengths: Any, resets: Any, reset_to: Any) -> Stack:
+        """Return the stack with lengths and resets, once they have been checked; values only where they can be read."""
+        L, N = stack.input.shape[:2]
+        if lengths is not None:
+            lengths = checks.check_lengths(lengths, (N,) if form.batched else ())
+            stack = stack._replace(lengths=lengths if form.batched else lengths.unsqueeze(0))
+        if resets is not None:
+            shape, letters = ((L, N), "(L, N)") if form.batched else ((L,), "(L,)")
+            if form.batched and form.batch_first:
+                shape, letters = (N, L), "(N, L)"
+            checks.check_resets(resets, shape, letters)
+            resets = resets if form.batched else resets.unsqueeze(form.batch_dim)
+            states = self._first_states(stack.input, None, N, form)
+            if reset_to is not None:
+                sizes = self._state_sizes(N)
+                checks.check_reset_to(
+                    reset_to, sizes if form.batched else [(size[0], size[2]) for size in sizes], stack.input
+                )
+                reset_to = reset_to if form.batched else self._each(reset_to, lambda state: state.unsqueeze(1))
+                states = self._first_states(stack.input, reset_to, N, form)
+            stack = stack._replace(resets=form.rows(resets), reset_to=states)
+        if stack.lengths is not None and paths.packs(stack):
+            checks.check_length_values(stack.lengths, L)
+        return stack
 
     def _results(self, form: Form, stack: Stack, run: Callable[[Stack], Results] = paths.run) -> tuple[Any, Any]:
         """Run the layers, and return what they give in the form of the call."""
         output, finals = run(stack)
         h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
-        if self._fused_by_autocast(form, stack.input):
+        if self._fused_by_autocast(form, stack.input) and not stack.ragged:
             dtype = torch.get_autocast_dtype("cpu")
             output, h_n = output.to(dtype), tuple(state.to(dtype) for state in h_n)
         return form.output(output), self._restored(form, h_n)
