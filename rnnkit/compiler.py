@@ -60,6 +60,7 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
     weights = direction.weights
     state = tuple(s.clone() for s in direction.state)  # nor does it take a view of a view
     if direction.ragged:
+        direction = direction._replace(reset_to=tuple(s.clone() for s in direction.reset_to))
         masks = recurrence.masks(direction)
         igates = recurrence.masked_igates(direction, masks.there)
         state, output = scan(partial(_masked, direction), state, (igates, *masks), reverse=direction.reverse)

@@ -77,19 +77,24 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
 class Masks(NamedTuple):
     """Of each step and row, as lengths and resets say it: they are computed with, and never looked at."""
 
-    there: Tensor  # (L, N, 1): whether the row has the step
+    there: Tensor  # (L, N, 1): whether the row has the step; N may be 1, for all rows
     anew: Tensor  # (L, N, 1): whether its state is reset before
 
 
 def masks(direction: Direction) -> Masks:
     """Return the masks of a ragged direction. A reverse one begins anew where, in time, the next step would."""
     input, lengths, resets = direction.input, direction.lengths, direction.resets
-    there = torch.ones(input.shape[:2], dtype=torch.bool, device=input.device)
-    if lengths is not None:
-        there = torch.arange(input.size(0), device=input.device)[:, None] < lengths.to(input.device)
-    anew = torch.zeros_like(there) if resets is None else resets.to(input.device) & there
-    if direction.reverse:
-        anew = torch.cat((anew[1:], torch.zeros_like(anew[:1])))
+    L, device = input.size(0), input.device
+    step = torch.arange(L, device=device)
+    end = L if lengths is None else lengths.to(device)
+    there = step[:, None] < end  # (L, N), or (L, 1) without lengths
+    if resets is None:
+        anew = torch.zeros_like(there)
+    elif direction.reverse:
+        after = step + 1
+        anew = resets.to(device).index_select(0, after.clamp(max=L - 1)) & (after[:, None] < end)
+    else:
+        anew = resets.to(device) & there
     return Masks(there.unsqueeze(-1), anew.unsqueeze(-1))
 
 

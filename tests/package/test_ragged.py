@@ -5,7 +5,23 @@ Each call runs in three ways: packed by the readable path, packed by the fast on
 
 import pytest
 import torch
-from helpers import H_IN, KINDS, H, L, N, arguments, as_list, assert_same, build, named, outcome, pair, product, randn
+from helpers import (
+    H_IN,
+    KINDS,
+    H,
+    L,
+    N,
+    arguments,
+    as_list,
+    assert_equal_tensors,
+    assert_same,
+    build,
+    named,
+    outcome,
+    pair,
+    product,
+    randn,
+)
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -20,9 +36,10 @@ GRID = product(
 DEEP = {"num_layers": 2, "bidirectional": True}
 LENGTHS = torch.tensor([3, 5, 1])
 #: Rows that begin anew at once, in the middle, twice running, at the last step, or never. (L, N)
-RESETS = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool).t()
+RESETS = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool).t().contiguous()
 RAGGED = {"lengths": LENGTHS, "resets": RESETS}
 kinds = pytest.mark.parametrize("kind", KINDS)
+few = pytest.mark.parametrize("kind", ["LSTM-proj", "GRU"])  # where a test takes long
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
@@ -105,13 +122,14 @@ def case(kind, dtype, hx=True, **options):
 @kinds
 @dtypes
 def test_lengths_are_packing(kind, dtype, monkeypatch):
+    eps = torch.finfo(dtype).eps
     for options in GRID:
         native, kit, input, hx = case(kind, dtype, **options)
         with torch.backends.mkldnn.flags(enabled=False):
             expected = observe(native, lambda: packed(native, input, hx, LENGTHS), input, hx)  # noqa: B023
         for way in ways(monkeypatch):
             found = observe(kit, lambda: kit(input, hx, lengths=LENGTHS), input, hx)  # noqa: B023
-            assert_same(expected, found, way, f"{named(options)}, {way}")
+            assert_equal_tensors(found, expected, 0.0 if way == "readable" else 2e3 * eps, f"{named(options)}, {way}")
 
 
 @pytest.mark.parametrize(
@@ -265,15 +283,15 @@ def test_no_gradient_crosses_a_reset(kind, monkeypatch):
         assert not found[:, 1:].any()
 
 
-@kinds
+@few
 def test_gradients_of_gradients(kind, monkeypatch):
-    _, kit, input, hx = case(kind, torch.float64)
+    _, kit, input, hx = case(kind, torch.float64, bias=False)
     for _ in ways(monkeypatch):
         def function(input, *hx):
             output, state = kit(input, hx if len(hx) > 1 else hx[0], **RAGGED)
             return output, *as_list(state)
 
-        assert torch.autograd.gradgradcheck(function, (input, *as_list(hx)))
+        assert torch.autograd.gradgradcheck(function, (input, *as_list(hx)), fast_mode=True)
 
 
 # Transforms, graphs -------------------------------------------------------------------------------------------------
@@ -329,22 +347,21 @@ def fresh():
     torch._dynamo.reset()
 
 
-@kinds
-@pytest.mark.parametrize("path", ["readable", "always fast"])
+@pytest.mark.parametrize(("kind", "path"), [("LSTM-proj", "readable"), ("LSTM", "always fast"), ("GRU", "always fast")])
 def test_compiled_is_eager(kind, path, fresh, monkeypatch):
     monkeypatch.setattr(rnnkit.RNNBase, "path", path)
-    module = build(rnnkit, kind, **DEEP)
+    module = build(rnnkit, kind, bidirectional=True)
     input, hx = arguments(module)
     reset_to = arguments(module, seed=5)[1]
     run = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
     frames = []
-    for lengths, resets in ((LENGTHS, None), (LENGTHS, RESETS), (LENGTHS.flip(0), ~RESETS)):
-        given = {"lengths": lengths, "resets": resets, "reset_to": None if resets is None else reset_to}
+    for lengths, resets in ((LENGTHS, RESETS), (LENGTHS.flip(0), ~RESETS)):
+        given = {"lengths": lengths, "resets": resets, "reset_to": reset_to}
         expected = observe(module, lambda: module(input, hx, **given), input, hx, reset_to)  # noqa: B023
         found = observe(module, lambda: run(input, hx, **given), input, hx, reset_to)  # noqa: B023
         assert_same(expected, found, "fast")
         frames.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert frames[2] == frames[1], "other lengths and resets need no other graph"
+    assert frames[1] == frames[0], "other lengths and resets need no other graph"
     with torch.no_grad():
         assert_close(run(input, hx, **RAGGED), module(input, hx, **RAGGED))
 
@@ -356,9 +373,9 @@ def test_a_graph_refuses_lengths_beyond_the_input(fresh):
         run(randn(L, N, H_IN, seed=1), lengths=torch.tensor([1, 6, 2]))
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@few
 def test_autocast_in_a_graph_has_the_dtypes_that_it_says(kind, fresh):
-    module = build(rnnkit, kind, dtype=torch.float32, **DEEP)
+    module = build(rnnkit, kind, dtype=torch.float32)
     input = randn(L, N, H_IN, seed=1, dtype=torch.float32)
     run = torch.compile(module, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -367,7 +384,7 @@ def test_autocast_in_a_graph_has_the_dtypes_that_it_says(kind, fresh):
         torch.testing.assert_close(ours.float(), theirs.float(), atol=0.02, rtol=0.02)
 
 
-@kinds
+@few
 def test_an_exported_program_takes_any_length_and_batch(kind, fresh):
     module = build(rnnkit, kind, **DEEP).requires_grad_(False)
     steps, rows = torch.export.Dim("steps", min=2, max=100), torch.export.Dim("rows", min=2, max=100)
@@ -379,7 +396,7 @@ def test_an_exported_program_takes_any_length_and_batch(kind, fresh):
         assert_close(program(input, **given), module(input, **given))
 
 
-@pytest.mark.parametrize("path", ["readable", "fast"])
+@pytest.mark.parametrize("path", ["fast"])
 def test_the_operators_are_what_torch_asks_of_operators(path):
     draws = [randn(*shape, seed=k).requires_grad_() for k, shape in enumerate([(5, 3, 2), (12, 2), (12, 4), (3, 4)])]
     input, w_ih, w_hh, h = draws
@@ -390,15 +407,16 @@ def test_the_operators_are_what_torch_asks_of_operators(path):
 
 def test_on_a_device_nobody_asks_what_lengths_and_resets_hold():
     """On `meta` there is nothing to be asked for."""
-    for kind in KINDS:
+    for kind in ("GRU", "LSTM-proj"):
         module = build(rnnkit, kind, **DEEP).to("meta")
-        input = torch.zeros(50, N, H_IN, dtype=torch.float64, device="meta")
-        lengths, resets = torch.zeros(N, dtype=torch.int64, device="meta"), torch.zeros(50, N, device="meta").bool()
+        module.path = "always fast"
+        input = torch.zeros(3, N, H_IN, dtype=torch.float64, device="meta")
+        lengths, resets = torch.zeros(N, dtype=torch.int64, device="meta"), torch.zeros(3, N, device="meta").bool()
         output, _ = module(input, lengths=lengths, resets=resets)
         assert output.shape == module(input)[0].shape
         said = rnnkit.explain(module, input, lengths=lengths, resets=resets)
         assert str(said) == "readable: lengths or resets live on a device, for which nobody waits"
-        module(input, lengths=[3, 5, 1])  # and these are packed
+        assert "packed" in rnnkit.explain(module, input, lengths=[3, 2, 1]).reason
 
 
 def test_a_trace_computes_with_lengths_and_resets():
