@@ -209,16 +209,17 @@ def check_padded(packed: bool, **given: Any) -> None:
 
 def check_lengths(lengths: Any, shape: Size) -> Tensor:
     """Return lengths as a tensor of int64, once its type and shape have been checked."""
+    if not isinstance(lengths, (Tensor, list, tuple, int)):
+        raise TypeError(f"lengths: expected a tensor or a list of integers, got {type(lengths).__name__}")
     if not isinstance(lengths, Tensor):
-        if not isinstance(lengths, (list, tuple, int)):
-            raise TypeError(f"lengths: expected a tensor or a list of integers, got {type(lengths).__name__}")
         dtype = torch.int64 if lengths in ([], ()) else None  # torch makes a float of nothing
         lengths = torch.as_tensor(lengths, dtype=dtype, device="cpu")
-    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
-        raise TypeError(f"lengths: expected integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
-    if lengths.shape != shape:
-        raise ValueError(f"lengths: expected the shape (N,) = {shape}, got {tuple(lengths.shape)}")
-    return lengths.to(torch.int64)
+    found: Tensor = lengths
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        raise TypeError(f"lengths: expected integers, got {found.dtype} of shape {tuple(found.shape)}")
+    if found.shape != shape:
+        raise ValueError(f"lengths: expected the shape (N,) = {shape}, got {tuple(found.shape)}")
+    return found.to(torch.int64)
 
 
 def check_length_values(lengths: Tensor, L: int) -> None:

@@ -204,7 +204,11 @@ def _(*args: Any) -> list[Tensor]:
         return results + fast.new_tape(call.direction)
     if call.autocast is not None:  # what becomes of the dtypes, one step of one row tells
         states = len(state) + len(call.direction.reset_to)
-        row = [input.new_empty(1, 1, input.size(-1)), *call.tensors[1:-states], *(s[:1] for s in call.tensors[-states:])]
+        row = [
+            input.new_empty(1, 1, input.size(-1)),
+            *call.tensors[1:-states],
+            *(s[:1] for s in call.tensors[-states:]),
+        ]
         lengths = None if call.lengths is None else call.lengths[:1]
         resets = None if call.resets is None else call.resets[:1, :1]
         step = call._replace(tensors=row, batch_sizes=None, lengths=lengths, resets=resets)

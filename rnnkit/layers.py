@@ -16,6 +16,7 @@ from .stack import Results, Stack, Weights
 from .untraced import untraced
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
+Lengths: TypeAlias = Tensor | Sequence[int] | int
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
@@ -24,6 +25,25 @@ class RNNBase(nn.Module):
 
     mode is a key of EQUATIONS, else ValueError; the other arguments are those of the layers. An equation of your own,
     entered in EQUATIONS, gets layers, directions, packing and dropout from here: `RNNBase("MY_MODE", 10, 20)`.
+
+    Calls take three arguments by name that torch.nn's layers haven't, `rnn(input, hx, lengths=lengths)`. What they are
+    given is not packed, so they are for a padded or an unbatched input.
+
+    lengths    (N,), integers from 0 to L on any device, or a list: the steps that each row has. As if the input were
+               packed by them and the output padded with zeros up to L: h_n is the state at each row's end, where the
+               reverse direction begins. Unbatched it is one number. A row of length 0 keeps its state
+    resets     booleans, (L, N), (N, L) with batch_first, (L,) unbatched: where one is True, the state becomes reset_to
+               before that step is taken, and no gradient crosses. As if every segment were run alone: a reverse
+               direction begins anew at each segment's end. It is True at the first step of an episode, not at the
+               last, which is what `done` marks
+    reset_to   a state as hx, which may be learned; zeros by default
+
+    On a CPU rows are packed by these and cost as much as packed ones. On a device, and in graphs and transforms, they
+    are computed with and never read: nobody waits for the device, and values out of range pass unchecked. Otherwise
+    they are refused before anything is computed: TypeError for a wrong type or dtype; ValueError for a wrong shape, a
+    length out of range, a packed input, or a reset_to without resets.
+
+    >>> output, h_n = GRU(10, 20)(torch.randn(5, 3, 10), lengths=[2, 5, 0])  # output[2:, 0] is zero, and h_n[:, 2]
 
     Two attributes say how calls are computed. Set them on a module, on a class, or for all layers on RNNBase;
     `rnnkit.explain(module, input, hx)` tells which path a call takes, and why.
@@ -391,7 +411,7 @@ class RNN(RNNBase):
     bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
     device, dtype  of the parameters
 
-    Calls `rnn(input, hx=None)` take and return
+    Calls `rnn(input, hx=None)` take and return, with lengths=, resets= and reset_to= as RNNBase has them,
 
     input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
     hx             h_0 (D*num_layers, N, H_cell), (D*num_layers, H_cell) unbatched; zeros by default
@@ -425,10 +445,18 @@ class RNN(RNNBase):
         ) -> None: ...
 
         @overload
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Lengths | None = None,
+            resets: Tensor | None = None,
+            reset_to: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
         @overload
         def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
     else:
 
@@ -457,7 +485,7 @@ class LSTM(RNNBase):
     proj_size      features to which h is projected, by a weight_hr; default 0, none. H_out is proj_size or hidden_size
     device, dtype  of the parameters
 
-    Calls `lstm(input, hx=None)` take and return
+    Calls `lstm(input, hx=None)` take and return, with lengths=, resets= and reset_to= as RNNBase has them,
 
     input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
     hx             (h_0, c_0), (D*num_layers, N, H_out) and (D*num_layers, N, H_cell), no N if unbatched; default zeros
@@ -490,12 +518,20 @@ class LSTM(RNNBase):
         ) -> None: ...
 
         @overload
-        def __call__(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Pair | None = None,
+            *,
+            lengths: Lengths | None = None,
+            resets: Tensor | None = None,
+            reset_to: Pair | None = None,
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
         @overload
         def __call__(
             self, input: PackedSequence, hx: Pair | None = None
         ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
     else:
 
@@ -519,7 +555,7 @@ class GRU(RNNBase):
     bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
     device, dtype  of the parameters
 
-    Calls `gru(input, hx=None)` take and return
+    Calls `gru(input, hx=None)` take and return, with lengths=, resets= and reset_to= as RNNBase has them,
 
     input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
     hx             h_0 (D*num_layers, N, H_cell), (D*num_layers, H_cell) unbatched; zeros by default
@@ -550,10 +586,18 @@ class GRU(RNNBase):
         ) -> None: ...
 
         @overload
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Lengths | None = None,
+            resets: Tensor | None = None,
+            reset_to: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
         @overload
         def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
     else:
 

@@ -4,8 +4,8 @@
     fast      kernels in place, differentiated by hand
     compiled  one operator for torch.compile, a `scan` for torch.export
 
-A batch with lengths or resets is packed first, where these can be read (see `packs`), and takes the path that its packed
-rows take. Where they can't, as on a GPU or within a transform, the readable path computes with them as masks.
+A batch with lengths or resets is packed first, where these can be read (see `packs`), and takes the path that its
+packed rows take. Where they can't, as on a GPU or within a transform, the readable path computes with them as masks.
 
 `RULES` is the whole decision: the first rule that applies names the path. `explain` asks it for a call.
 """
@@ -128,7 +128,7 @@ def choose(stack: Stack) -> Choice:
             return choose(stack.lowered(torch.float16))
     if packs(stack):
         choice = choose(ragged.pack(stack)[0])
-        return choice._replace(reason=choice.reason + ", rows packed by lengths and resets")
+        return choice._replace(reason=choice.reason + ", packed by lengths and resets")
     path, reason, _ = rule(stack)
     return Choice(path, reason.format(steps=stack.length, dtype=stack.input.dtype, device=stack.input.device.type))
 

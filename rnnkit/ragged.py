@@ -62,7 +62,7 @@ class Sequences:
 def cut(L: int, N: int, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cut rows into sequences, row by row in the order of time.
 
-    returns of each sequence (M,) its row, first step and number of steps; of each row (N,) whether its first step resets
+    returns of each sequence (M,) its row, first step and number of steps; of each row (N,) whether it begins by a reset
     """
     lengths = torch.full((N,), L, device="cpu") if lengths is None else lengths
     rows, first = torch.arange(N, device="cpu"), torch.zeros(N, dtype=torch.int64, device="cpu")

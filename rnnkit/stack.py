@@ -69,9 +69,7 @@ class Direction(NamedTuple):
         fields = 1 + len(Weights._fields)
         given: Any = tensors
         states, n = tuple(given[fields:]), len(self.equation.state)
-        return self._replace(
-            input=given[0], weights=Weights(*given[1:fields]), state=states[:n], reset_to=states[n:]
-        )
+        return self._replace(input=given[0], weights=Weights(*given[1:fields]), state=states[:n], reset_to=states[n:])
 
 
 class Stack(NamedTuple):
