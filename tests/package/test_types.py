@@ -37,7 +37,7 @@ LINES = {
     "output_5, (h_5, c_5) = rnnkit.LSTM(3, 4)(x, lengths=[3, 1], resets=h > 0, reset_to=(h, c))": "",
     "reveal_type(output_5)": 'Tensor"',
     "rnnkit.GRU(3, 4)(x, lengths=[0.5])": "list-item",
-    "rnnkit.GRU(3, 4)(x, lenghts=[3, 1])": "",
+    "rnnkit.GRU(3, 4)(x, lenghts=[3, 1])": "call-",
     "reveal_type(rnnkit.GRUCell(3, 4)(x[0]))": 'Tensor"',
     "h_4, c_4 = rnnkit.LSTMCell(3, 4)(x[0])": "",
     "reveal_type(c_4)": 'Tensor"',
