@@ -158,7 +158,6 @@ class RNNBase(nn.Module):
             raise
         return self._results(form, stack)
 
-
     def record(
         self, input: Any, hx: Any, lengths: Any = None, resets: Any = None, reset_to: Any = None
     ) -> tuple[Form, Stack]:

@@ -430,6 +430,20 @@ def test_a_trace_computes_with_lengths_and_resets():
     assert_close(traced(input, LENGTHS, ~RESETS), module(input, lengths=LENGTHS, resets=~RESETS)[0])
 
 
+@kinds
+def test_a_trace_ends_and_begins_anew_where_its_rows_do(kind):
+    native, kit, input, hx = case(kind, torch.float64, **DEEP)
+    output, state, seen = rnnkit.trace(native, input, hx, **RAGGED)
+    assert_close((output, state), kit(input, hx, **RAGGED))
+    row = [s[:, 2:] for s in as_list(hx)]
+    *_, alone = rnnkit.trace(native, input[:1, 2:], tuple(row) if len(row) > 1 else row[0])
+    for name, letters in seen.items():
+        for letter, found in letters.items():
+            assert not found[torch.arange(L)[:, None] >= LENGTHS].any()
+            assert found[0].any()
+            assert_close(found[0, 2], alone[name][letter][0, 0], f"{name} {letter}")
+
+
 # What is refused, what is said --------------------------------------------------------------------------------------
 
 X = torch.zeros(L, N, H_IN, dtype=torch.float64)
