@@ -197,6 +197,73 @@ def check_packed_pair(
             start = size
 
 
+# Lengths and resets, which torch.nn doesn't have: ValueError for a value or a shape, TypeError for a type ------------
+
+
+def check_padded(packed: bool, **given: Any) -> None:
+    """Check that with a packed input there are no lengths and resets, and without resets nothing to reset to."""
+    for name, value in given.items():
+        if packed and value is not None:
+            raise ValueError(f"{name}: expected a padded input beside it, (L, N, H_in), got a PackedSequence")
+    if given["reset_to"] is not None and given["resets"] is None:
+        raise ValueError("reset_to: expected resets beside it, which say where, got none")
+
+
+def check_lengths(lengths: Any, shape: Size) -> Tensor:
+    """Return lengths as a tensor of int64, once its type and shape have been checked."""
+    if not isinstance(lengths, (Tensor, list, tuple, int)):
+        raise TypeError(f"lengths: expected a tensor or a list of integers, got {type(lengths).__name__}")
+    if not isinstance(lengths, Tensor):
+        dtype = torch.int64 if lengths in ([], ()) else None  # torch makes a float of nothing
+        lengths = torch.as_tensor(lengths, dtype=dtype, device="cpu")
+    found: Tensor = lengths
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        raise TypeError(f"lengths: expected integers, got {found.dtype} of shape {tuple(found.shape)}")
+    if found.shape != shape:
+        raise ValueError(f"lengths: expected the shape (N,) = {shape}, got {tuple(found.shape)}")
+    return found.to(torch.int64)
+
+
+def check_length_values(lengths: Tensor, L: int) -> None:
+    """Check that lengths, which can be read, are from 0 to L."""
+    if lengths.numel():
+        least, most = (int(t) for t in lengths.aminmax())
+        if least < 0 or most > L:
+            raise ValueError(
+                f"lengths: expected values from 0 to L = {L}, got {least if least < 0 else most}"
+                f" in a tensor of shape {tuple(lengths.shape)}"
+            )
+
+
+def check_resets(resets: Any, shape: Size, letters: str) -> None:
+    """Check the type and the shape of resets; `letters` name the latter."""
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets: expected a tensor of booleans, got {type(resets).__name__}")
+    if resets.dtype != torch.bool:
+        raise TypeError(f"resets: expected torch.bool, got {resets.dtype} of shape {tuple(resets.shape)}")
+    if resets.shape != shape:
+        raise ValueError(f"resets: expected the shape {letters} = {shape}, got {tuple(resets.shape)}")
+
+
+def check_reset_to(reset_to: Any, sizes: Sequence[Size], input: Tensor) -> None:
+    """Check the state to which rows are reset: as hx, of the `sizes` of hx and of the input's dtype and device."""
+    states = [reset_to] if len(sizes) == 1 else reset_to
+    if len(sizes) == 1 and not isinstance(reset_to, Tensor):
+        raise TypeError(f"reset_to: expected a tensor, as hx, got {type(reset_to).__name__}")
+    if not isinstance(states, (tuple, list)) or len(states) != len(sizes):
+        raise TypeError(f"reset_to: expected a tuple of {len(sizes)} tensors, as hx, got {type(reset_to).__name__}")
+    for k, (state, size) in enumerate(zip(states, sizes, strict=True)):
+        name = "reset_to" if len(sizes) == 1 else f"reset_to[{k}]"
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(state).__name__}")
+        if state.shape != size:
+            raise ValueError(f"{name}: expected the shape of hx, {size}, got {tuple(state.shape)}")
+        if state.dtype != input.dtype and not autocasting(input):
+            raise TypeError(f"{name}: expected the input's dtype, {input.dtype}, got {state.dtype}")
+        if state.device != input.device:
+            raise ValueError(f"{name}: expected the input's device, {input.device}, got {state.device}")
+
+
 def check_hx_dtype(h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """The state's dtype: a product of no rows raises torch's own message, and computes nothing."""
     if h.dtype != weight.dtype and not autocasting(h):

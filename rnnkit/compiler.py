@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checks, fast, recurrence, stack
+from . import checks, fast, ragged, recurrence, stack
 from .equations import EQUATIONS, Equation, State
 from .stack import Direction, Results, Weights
 
@@ -56,9 +56,16 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
     The loop is cut off from autograd. Raises RuntimeError where L is 0.
     """
     # Autograd of scan is not to be had: it fails where a step keeps a size for its backward, as GRU's does.
-    weights = Weights._make(weight if weight is None else weight.detach() for weight in direction.weights)
-    state = tuple(s.detach().clone() for s in direction.state)  # nor does it take a view of a view
-    igates = F.linear(direction.input.detach(), weights.w_ih, weights.b_ih)
+    direction = direction.given([t if t is None else t.detach() for t in direction.tensors])
+    weights = direction.weights
+    state = tuple(s.clone() for s in direction.state)  # nor does it take a view of a view
+    if direction.ragged:
+        direction = direction._replace(reset_to=tuple(s.clone() for s in direction.reset_to))
+        masks = recurrence.masks(direction)
+        igates = recurrence.masked_igates(direction, masks.there)
+        state, output = scan(partial(_masked, direction), state, (igates, *masks), reverse=direction.reverse)
+        return output, state
+    igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
     state, output = scan(partial(_scanned, direction.equation, weights), state, igates, reverse=direction.reverse)
     return output, state
 
@@ -66,6 +73,11 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
 def _scanned(equation: Equation, weights: Weights, state: State, igates: Tensor) -> tuple[State, Tensor]:
     state = recurrence.step(equation, igates, state, weights)
     return state, state[0].clone()  # scan wants no two results to be one tensor
+
+
+def _masked(direction: Direction, state: State, step: tuple[Tensor, Tensor, Tensor]) -> tuple[State, Tensor]:
+    igates, there, anew = step
+    return recurrence.masked_step(direction, state, igates, recurrence.Masks(there, anew))
 
 
 # Compile ------------------------------------------------------------------------------------------------------------
@@ -83,12 +95,14 @@ class Call(NamedTuple):
     path: str  # readable where the fast one doesn't serve
     checkpoint_every: int | None
     autocast: torch.dtype | None
+    lengths: Tensor | None
+    resets: Tensor | None
 
     @property
     def direction(self) -> Direction:
         """The direction again."""
         nothing: Any = None
-        settings = self.batch_sizes, self.reverse, self.path, self.checkpoint_every
+        settings = self.batch_sizes, self.reverse, self.path, self.checkpoint_every, self.lengths, self.resets
         return Direction(EQUATIONS[self.mode], nothing, (), nothing, *settings).given(
             self.among_all(self.tensors, None)
         )
@@ -100,8 +114,16 @@ class Call(NamedTuple):
 
     @property
     def taped(self) -> bool:
-        """Whether forward hands a tape to backward; else that takes all steps once more."""
-        return self.path != "readable" and any(self.needed) and self.checkpoint_every is None
+        """Whether forward hands a tape to backward; else that takes all steps once more. A ragged one's has a size
+        that no graph knows."""
+        ragged = self.lengths is not None or self.resets is not None
+        return self.path != "readable" and any(self.needed) and self.checkpoint_every is None and not ragged
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed by lengths and resets. Autocast's dtypes would depend on what these are."""
+        known = all(t is None or t.device.type == "cpu" for t in (self.lengths, self.resets))
+        return self.direction.ragged and known and self.autocast is None
 
     def run(self) -> list[Tensor]:
         """Return the output and the state after the last step, with a graph where gradients are enabled."""
@@ -111,7 +133,9 @@ class Call(NamedTuple):
             region = torch.autocast(self.tensors[0].device.type, self.autocast, cache_enabled=False)
         with region:
             by_hand = self.path != "readable" and (any(self.needed) or fast.pays(direction))
-            output, state = fast.unroll(direction) if by_hand else recurrence.unroll(direction)
+            by_hand = by_hand and (self.packs or not direction.ragged)
+            unroll = fast.unroll if by_hand else recurrence.unroll
+            output, state = ragged.unroll(direction, unroll) if self.packs else unroll(direction)
         return [output, *state]
 
 
@@ -128,6 +152,8 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         direction.path if by_hand(direction) else "readable",
         direction.checkpoint_every,
         torch.get_autocast_dtype(direction.input.device.type) if checks.autocasting(direction.input) else None,
+        direction.lengths,
+        direction.resets,
     )
     return output, tuple(rest[: len(direction.state)])
 
@@ -148,7 +174,7 @@ def by_hand(direction: Direction) -> bool:
 
 SCHEMA = (
     "Tensor[] tensors, bool[] needed, bool[] there, Tensor? batch_sizes, str mode, bool reverse, str path,"
-    " int? checkpoint_every, ScalarType? autocast) -> Tensor[]"
+    " int? checkpoint_every, ScalarType? autocast, Tensor? lengths, Tensor? resets) -> Tensor[]"
 )
 
 
@@ -158,6 +184,8 @@ def _unroll(*args: Any) -> list[Tensor]:
     call = Call(*args)
     if call.batch_sizes is not None:
         checks.check_packed(call.tensors[0], call.batch_sizes)
+    if call.lengths is not None and call.lengths.device.type == "cpu":
+        checks.check_length_values(call.lengths, call.direction.length)
     if call.taped:
         tape = fast.new_tape(call.direction)
         output, state = fast.Loop(call.direction).forward(tape)
@@ -175,8 +203,16 @@ def _(*args: Any) -> list[Tensor]:
     if call.taped:
         return results + fast.new_tape(call.direction)
     if call.autocast is not None:  # what becomes of the dtypes, one step of one row tells
-        row = [input.new_empty(1, 1, input.size(-1)), *call.tensors[1 : -len(state)], *(s[:1] for s in state)]
-        dtypes = [y.dtype for y in call._replace(tensors=row, batch_sizes=None).run()]
+        states = len(state) + len(call.direction.reset_to)
+        row = [
+            input.new_empty(1, 1, input.size(-1)),
+            *call.tensors[1:-states],
+            *(s[:1] for s in call.tensors[-states:]),
+        ]
+        lengths = None if call.lengths is None else call.lengths[:1]
+        resets = None if call.resets is None else call.resets[:1, :1]
+        step = call._replace(tensors=row, batch_sizes=None, lengths=lengths, resets=resets)
+        dtypes = [y.dtype for y in step.run()]
         results = [result.to(dtype) for result, dtype in zip(results, dtypes, strict=True)]
     return results
 
@@ -208,14 +244,16 @@ def _(grads: list[Tensor], results: list[Tensor], *args: Any) -> list[Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     call = Call(*inputs)
-    ctx.call, ctx.states = call._replace(tensors=(), batch_sizes=None), len(call.direction.state)
-    ctx.save_for_backward(*call.tensors, call.batch_sizes, *output)
+    ctx.states = len(call.direction.state)
+    ctx.call = call._replace(tensors=(), batch_sizes=None, lengths=None, resets=None)
+    ctx.save_for_backward(*call.tensors, call.batch_sizes, call.lengths, call.resets, *output)
 
 
 def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     saved, n = ctx.saved_tensors, len(ctx.call.needed)
-    call = ctx.call._replace(tensors=saved[:n], batch_sizes=saved[n])
-    found = iter(torch.ops.rnnkit.unroll_backward(grads[: 1 + ctx.states], saved[n + 1 :], *call))
+    data = dict(zip(("batch_sizes", "lengths", "resets"), saved[n : n + 3], strict=True))
+    call = ctx.call._replace(tensors=saved[:n], **data)
+    found = iter(torch.ops.rnnkit.unroll_backward(grads[: 1 + ctx.states], saved[n + 3 :], *call))
     return [next(found) if need else None for need in call.needed], *[None] * (len(call) - 1)
 
 

@@ -11,11 +11,13 @@ from .layers import RNNBase
 from .paths import Choice
 
 
-def explain(module: nn.Module, input: Any, hx: Any = None) -> Choice:
+def explain(
+    module: nn.Module, input: Any, hx: Any = None, *, lengths: Any = None, resets: Any = None, reset_to: Any = None
+) -> Choice:
     """Return the path that `module(input, hx)` takes here and now, and the reason. A layer is not run for it.
 
     module     a layer or a cell of rnnkit
-    input, hx  as for a call
+    input, hx  as for a call, and lengths, resets, reset_to as for a layer's
     returns    (path, reason), strings that print as "fast: 50 steps"
 
     Raises TypeError for any other module, and for arguments that the call would refuse what that would raise.
@@ -29,5 +31,5 @@ def explain(module: nn.Module, input: Any, hx: Any = None) -> Choice:
         return Choice("readable", "a cell takes one step")
     if not isinstance(module, RNNBase):
         raise TypeError(f"module should be a layer or a cell of rnnkit, got: {type(module).__name__}")
-    _, stack = module.record(input, hx)
+    _, stack = module.record(input, hx, lengths, resets, reset_to)
     return paths.choose(stack)

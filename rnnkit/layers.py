@@ -16,6 +16,7 @@ from .stack import Results, Stack, Weights
 from .untraced import untraced
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
+Lengths: TypeAlias = Tensor | Sequence[int] | int
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
@@ -24,6 +25,25 @@ class RNNBase(nn.Module):
 
     mode is a key of EQUATIONS, else ValueError; the other arguments are those of the layers. An equation of your own,
     entered in EQUATIONS, gets layers, directions, packing and dropout from here: `RNNBase("MY_MODE", 10, 20)`.
+
+    Calls take three arguments by name that torch.nn's layers haven't, `rnn(input, hx, lengths=lengths)`. What they are
+    given is not packed, so they are for a padded or an unbatched input.
+
+    lengths    (N,), integers from 0 to L on any device, or a list: the steps that each row has. As if the input were
+               packed by them and the output padded with zeros up to L: h_n is the state at each row's end, where the
+               reverse direction begins. Unbatched it is one number. A row of length 0 keeps its state
+    resets     booleans, (L, N), (N, L) with batch_first, (L,) unbatched: where one is True, the state becomes reset_to
+               before that step is taken, and no gradient crosses. As if every segment were run alone: a reverse
+               direction begins anew at each segment's end. It is True at the first step of an episode, not at the
+               last, which is what `done` marks
+    reset_to   a state as hx, which may be learned; zeros by default
+
+    On a CPU rows are packed by these and cost as much as packed ones. On a device, and in graphs and transforms, they
+    are computed with and never read: nobody waits for the device, and values out of range pass unchecked. Otherwise
+    they are refused before anything is computed: TypeError for a wrong type or dtype; ValueError for a wrong shape, a
+    length out of range, a packed input, or a reset_to without resets.
+
+    >>> output, h_n = GRU(10, 20)(torch.randn(5, 3, 10), lengths=[2, 5, 0])  # output[2:, 0] is zero, and h_n[:, 2]
 
     Two attributes say how calls are computed. Set them on a module, on a class, or for all layers on RNNBase;
     `rnnkit.explain(module, input, hx)` tells which path a call takes, and why.
@@ -113,11 +133,13 @@ class RNNBase(nn.Module):
         """The record of the recurrence, by `mode`."""
         return EQUATIONS[self.mode]
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Any = None, resets: Any = None, reset_to: Any = None
+    ) -> tuple[Any, Any]:
         """Run the layers over `input` from the state `hx` on; the class's description has shapes and errors."""
         if torch.compiler.is_compiling():
             try:
-                form, stack = self.record(input, hx)
+                form, stack = self.record(input, hx, lengths, resets, reset_to)
             except (
                 Exception
             ):  # the eager call below raises it again: a frame that raises, the compiler gives up for good
@@ -125,20 +147,25 @@ class RNNBase(nn.Module):
                     raise
             else:
                 return self._results(form, stack)
-        return self._eager(input, hx)
+        return self._eager(input, hx, lengths, resets, reset_to)
 
     @untraced
-    def _eager(self, input: Any, hx: Any) -> tuple[Any, Any]:
+    def _eager(self, input: Any, hx: Any, *ragged: Any) -> tuple[Any, Any]:
         try:
-            form, stack = self.record(input, hx)
+            form, stack = self.record(input, hx, *ragged)
         except Exception as error:
             checks.add_remedy(error, input, hx, self._states)
             raise
         return self._results(form, stack)
 
-    def record(self, input: Any, hx: Any) -> tuple[Form, Stack]:
+    def record(
+        self, input: Any, hx: Any, lengths: Any = None, resets: Any = None, reset_to: Any = None
+    ) -> tuple[Form, Stack]:
         """Return the form of a call and the record that its path takes, once everything in it has been checked."""
         form = self._form(input, hx)
+        ragged = lengths is not None or resets is not None or reset_to is not None
+        if ragged:
+            checks.check_padded(form.packed is not None, lengths=lengths, resets=resets, reset_to=reset_to)
         batch = form.batch(input)
         N = self._packed_batch(form.packed, hx) if form.packed is not None else batch.size(form.batch_dim)
         if hx is not None:
@@ -149,13 +176,39 @@ class RNNBase(nn.Module):
         states, weights = self._first_states(batch, hx, N, form), [self._as_weights(*each) for each in all_weights]
         dropout = self.dropout if self.training else 0.0
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
-        return form, Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
+        stack = Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
+        return form, self._ragged(form, stack, lengths, resets, reset_to) if ragged else stack
+
+    def _ragged(self, form: Form, stack: Stack, lengths: Any, resets: Any, reset_to: Any) -> Stack:
+        """Return the stack with lengths and resets, once they have been checked; values only where they can be read."""
+        L, N = stack.input.shape[:2]
+        if lengths is not None:
+            lengths = checks.check_lengths(lengths, (N,) if form.batched else ())
+            stack = stack._replace(lengths=lengths if form.batched else lengths.unsqueeze(0))
+        if resets is not None:
+            shape, letters = ((L, N), "(L, N)") if form.batched else ((L,), "(L,)")
+            if form.batched and form.batch_first:
+                shape, letters = (N, L), "(N, L)"
+            checks.check_resets(resets, shape, letters)
+            resets = resets if form.batched else resets.unsqueeze(form.batch_dim)
+            states = self._first_states(stack.input, None, N, form)
+            if reset_to is not None:
+                sizes = self._state_sizes(N)
+                checks.check_reset_to(
+                    reset_to, sizes if form.batched else [(size[0], size[2]) for size in sizes], stack.input
+                )
+                reset_to = reset_to if form.batched else self._each(reset_to, lambda state: state.unsqueeze(1))
+                states = self._first_states(stack.input, reset_to, N, form)
+            stack = stack._replace(resets=form.rows(resets), reset_to=states)
+        if stack.lengths is not None and paths.packs(stack):
+            checks.check_length_values(stack.lengths, L)
+        return stack
 
     def _results(self, form: Form, stack: Stack, run: Callable[[Stack], Results] = paths.run) -> tuple[Any, Any]:
         """Run the layers, and return what they give in the form of the call."""
         output, finals = run(stack)
         h_n = tuple(torch.stack(states) for states in zip(*finals, strict=True))  # each (D*num_layers, N, ...)
-        if self._fused_by_autocast(form, stack.input):
+        if self._fused_by_autocast(form, stack.input) and not stack.ragged:
             dtype = torch.get_autocast_dtype("cpu")
             output, h_n = output.to(dtype), tuple(state.to(dtype) for state in h_n)
         return form.output(output), self._restored(form, h_n)
@@ -357,7 +410,7 @@ class RNN(RNNBase):
     bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
     device, dtype  of the parameters
 
-    Calls `rnn(input, hx=None)` take and return
+    Calls `rnn(input, hx=None)` take and return, with lengths=, resets= and reset_to= as RNNBase has them,
 
     input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
     hx             h_0 (D*num_layers, N, H_cell), (D*num_layers, H_cell) unbatched; zeros by default
@@ -391,10 +444,18 @@ class RNN(RNNBase):
         ) -> None: ...
 
         @overload
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Lengths | None = None,
+            resets: Tensor | None = None,
+            reset_to: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
         @overload
         def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
     else:
 
@@ -423,7 +484,7 @@ class LSTM(RNNBase):
     proj_size      features to which h is projected, by a weight_hr; default 0, none. H_out is proj_size or hidden_size
     device, dtype  of the parameters
 
-    Calls `lstm(input, hx=None)` take and return
+    Calls `lstm(input, hx=None)` take and return, with lengths=, resets= and reset_to= as RNNBase has them,
 
     input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
     hx             (h_0, c_0), (D*num_layers, N, H_out) and (D*num_layers, N, H_cell), no N if unbatched; default zeros
@@ -456,12 +517,20 @@ class LSTM(RNNBase):
         ) -> None: ...
 
         @overload
-        def __call__(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Pair | None = None,
+            *,
+            lengths: Lengths | None = None,
+            resets: Tensor | None = None,
+            reset_to: Pair | None = None,
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
         @overload
         def __call__(
             self, input: PackedSequence, hx: Pair | None = None
         ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
     else:
 
@@ -485,7 +554,7 @@ class GRU(RNNBase):
     bidirectional  True: each layer also reads from the last step to the first; D is 2, else 1
     device, dtype  of the parameters
 
-    Calls `gru(input, hx=None)` take and return
+    Calls `gru(input, hx=None)` take and return, with lengths=, resets= and reset_to= as RNNBase has them,
 
     input          (L, N, H_in), (L, H_in) unbatched, or a PackedSequence
     hx             h_0 (D*num_layers, N, H_cell), (D*num_layers, H_cell) unbatched; zeros by default
@@ -516,10 +585,18 @@ class GRU(RNNBase):
         ) -> None: ...
 
         @overload
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Lengths | None = None,
+            resets: Tensor | None = None,
+            reset_to: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
         @overload
         def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
     else:
 

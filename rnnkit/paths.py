@@ -5,6 +5,9 @@
     fused     for what is captured as a CUDA graph: the equation, compiled
     compiled  one operator for torch.compile, a `scan` for torch.export
 
+A batch with lengths or resets is packed first, where these can be read (see `packs`), and takes the path that its
+packed rows take. Where they can't, as on a GPU or within a transform, the readable path computes with them as masks.
+
 `RULES` is the whole decision: the first rule that applies names the path. A module's attribute `path` is a wish that
 they look at. `explain` asks them for a call.
 """
@@ -13,9 +16,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import checks, compiler, fast, recurrence
+from . import checks, compiler, fast, ragged, recurrence
 from .stack import Layer, Results, Stack, layer
 from .stack import run as run_by
 
@@ -87,6 +91,7 @@ RULES = (
         "input, state and weights are not all plain tensors of one dtype and device",
         lambda stack: not fast.plain(stack.tensors, stack.input),
     ),
+    Rule("readable", "lengths or resets live on a device, for which nobody waits", lambda stack: stack.ragged),
     Rule("fused", "the attribute `path` is 'fused'", lambda stack: stack.path == "fused"),
     Rule("fast", "{steps} steps", lambda stack: True),
 )
@@ -100,6 +105,19 @@ def rule(stack: Stack) -> Rule:
     raise AssertionError("the last rule applies to all")
 
 
+def packs(stack: Stack) -> bool:
+    """Say whether a stack has lengths or resets that can be read here and now, so that its rows are packed by them."""
+    return (
+        stack.ragged
+        and not torch.compiler.is_compiling()
+        and TELLING
+        and not torch._C._is_tracing()
+        and all(t is None or (type(t) is Tensor and t.is_cpu) for t in (stack.lengths, stack.resets))
+        and _functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
 def by_cudnn_in_float16(stack: Stack) -> bool:
     """Say whether torch.nn hands the call to cuDNN, which autocast has run in float16, whatever autocast's dtype."""
     return stack.input.is_cuda and torch.backends.cudnn.enabled and checks.autocasting(stack.input)
@@ -110,6 +128,9 @@ def choose(stack: Stack) -> Choice:
     if by_cudnn_in_float16(stack):
         with torch.autocast("cuda", enabled=False):
             return choose(stack.lowered(torch.float16))
+    if packs(stack):
+        choice = choose(ragged.pack(stack)[0])
+        return choice._replace(reason=choice.reason + ", packed by lengths and resets")
     path, reason, _ = rule(stack)
     return Choice(path, reason.format(steps=stack.length, dtype=stack.input.dtype, device=stack.input.device.type))
 
@@ -119,6 +140,9 @@ def run(stack: Stack) -> Results:
     if by_cudnn_in_float16(stack):
         with torch.autocast("cuda", enabled=False):
             return run(stack.lowered(torch.float16))
+    if packs(stack):
+        packed, sequences = ragged.pack(stack)
+        return ragged.unpack(run_by(packed, LAYERS[rule(packed).path]), sequences, stack.bidirectional)
     path = rule(stack).path
     output, finals = run_by(stack, LAYERS[path])
     if (

@@ -3,6 +3,8 @@
 Plain torch operations and nothing written in place: this is the definition, and every transform of torch goes through.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,6 +53,8 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
 
     returns output (L, N, H_out) or (S, H_out), and the state after the step taken last
     """
+    if direction.ragged:
+        return masked_unroll(direction)
     weights, carry, packed = direction.weights, Carry(direction.state), direction.batch_sizes is not None
     igates = F.linear(direction.input, weights.w_ih, weights.b_ih)  # of all steps at once
     steps = igates.split_with_sizes(direction.step_sizes) if packed else igates.unbind(0)
@@ -65,3 +69,59 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         h, *_ = direction.state
         return igates[..., : h.size(-1)], direction.state  # as empty as the igates, and differentiable like them
     return torch.cat(outputs) if packed else torch.stack(outputs), carry.whole()
+
+
+# By masks -----------------------------------------------------------------------------------------------------------
+
+
+class Masks(NamedTuple):
+    """Of each step and row, as lengths and resets say it: they are computed with, and never looked at."""
+
+    there: Tensor  # (L, N, 1): whether the row has the step; N may be 1, for all rows
+    anew: Tensor  # (L, N, 1): whether its state is reset before
+
+
+def masks(direction: Direction) -> Masks:
+    """Return the masks of a ragged direction. A reverse one begins anew where, in time, the next step would."""
+    input, lengths, resets = direction.input, direction.lengths, direction.resets
+    L, device = input.size(0), input.device
+    step = torch.arange(L, device=device)
+    end = L if lengths is None else lengths.to(device)
+    there = step[:, None] < end  # (L, N), or (L, 1) without lengths
+    if resets is None:
+        anew = torch.zeros_like(there)
+    elif direction.reverse:
+        after = step + 1
+        anew = resets.to(device).index_select(0, after.clamp(max=L - 1)) & (after[:, None] < end)
+    else:
+        anew = resets.to(device) & there
+    return Masks(there.unsqueeze(-1), anew.unsqueeze(-1))
+
+
+def masked_igates(direction: Direction, there: Tensor) -> Tensor:
+    """Return the igates of all steps (L, N, G*H_cell). What padding holds, a NaN for one, reaches no gradient."""
+    return F.linear(torch.where(there, direction.input, 0), direction.weights.w_ih, direction.weights.b_ih)
+
+
+def masked_step(direction: Direction, state: State, igates: Tensor, masks: Masks) -> tuple[State, Tensor]:
+    """Return the state after one step and the output there, which is zero in rows that haven't the step."""
+    if direction.reset_to:
+        pairs = zip(direction.reset_to, state, strict=True)
+        state = tuple(torch.where(masks.anew, other, s) for other, s in pairs)
+    after = step(direction.equation, igates, state, direction.weights)
+    stays = tuple(torch.where(masks.there, new, s) for new, s in zip(after, state, strict=True))
+    return stays, torch.where(masks.there, after[0], 0)
+
+
+def masked_unroll(direction: Direction) -> tuple[Tensor, State]:
+    """Take a ragged direction over all steps, as `unroll` does."""
+    there, anew = masks(direction)
+    igates = masked_igates(direction, there)
+    state, outputs = direction.state, list[Tensor]()
+    steps = [*zip(igates.unbind(0), there.unbind(0), anew.unbind(0), strict=True)]
+    for x, *now in reversed(steps) if direction.reverse else steps:
+        state, output = masked_step(direction, state, x, Masks(*now))
+        outputs.append(output)
+    if direction.reverse:
+        outputs.reverse()
+    return torch.stack(outputs) if outputs else igates[..., : state[0].size(-1)], state

@@ -37,6 +37,14 @@ class Direction(NamedTuple):
     reverse: bool = False  # from the last step to the first
     path: str = "fast"  # as the module wants it
     checkpoint_every: int | None = None  # steps
+    lengths: Tensor | None = None  # (N,): the steps of each row of a padded batch, beyond which its state stays
+    resets: Tensor | None = None  # (L, N), booleans: before this step the state becomes reset_to
+    reset_to: State = ()  # as `state`
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a padded batch has rows that end before L, or begin anew."""
+        return self.lengths is not None or self.resets is not None
 
     @property
     def length(self) -> int:
@@ -53,14 +61,15 @@ class Direction(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        """All that a gradient may be asked for: the input, the weights, the state."""
-        return [self.input, *self.weights, *self.state]
+        """All that a gradient may be asked for: the input, the weights, the state, and what it is reset to."""
+        return [self.input, *self.weights, *self.state, *self.reset_to]
 
     def given(self, tensors: Sequence[Tensor | None]) -> "Direction":
         """Return the same direction with other `tensors`."""
         fields = 1 + len(Weights._fields)
         given: Any = tensors
-        return self._replace(input=given[0], weights=Weights(*given[1:fields]), state=tuple(given[fields:]))
+        states, n = tuple(given[fields:]), len(self.equation.state)
+        return self._replace(input=given[0], weights=Weights(*given[1:fields]), state=states[:n], reset_to=states[n:])
 
 
 class Stack(NamedTuple):
@@ -79,6 +88,14 @@ class Stack(NamedTuple):
     dropout: float = 0.0  # on what one layer hands to the next; 0 where the module doesn't train
     path: str = "fast"
     checkpoint_every: int | None = None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    reset_to: Sequence[State] = ()  # an entry for each of `states`
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a padded batch has rows that end before L, or begin anew."""
+        return self.lengths is not None or self.resets is not None
 
     @property
     def length(self) -> int:
@@ -88,7 +105,7 @@ class Stack(NamedTuple):
     @property
     def tensors(self) -> list[Tensor | None]:
         """All tensors that are computed with."""
-        groups = *self.weights, *self.states
+        groups = *self.weights, *self.states, *self.reset_to
         return [self.input, *(tensor for group in groups for tensor in group)]
 
     def lowered(self, dtype: torch.dtype) -> "Stack":
@@ -98,13 +115,15 @@ class Stack(NamedTuple):
             return [None if t is None else t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
         input, *_ = group([self.input])
-        states, weights = [tuple(group(s)) for s in self.states], [Weights(*group(w)) for w in self.weights]
-        return self._replace(input=input, states=states, weights=weights)
+        states, reset_to = ([tuple(group(s)) for s in each] for each in (self.states, self.reset_to))
+        weights = [Weights(*group(w)) for w in self.weights]
+        return self._replace(input=input, states=states, weights=weights, reset_to=reset_to)
 
     def direction(self, k: int, input: Tensor, reverse: bool) -> Direction:
         """Return the entry `k` of states and weights as a direction over `input`."""
         settings = self.batch_sizes, reverse, self.path, self.checkpoint_every
-        return Direction(self.equation, input, self.states[k], self.weights[k], *settings)
+        ragged = (self.lengths, self.resets, self.reset_to[k] if self.reset_to else ()) if self.ragged else ()
+        return Direction(self.equation, input, self.states[k], self.weights[k], *settings, *ragged)
 
 
 Results: TypeAlias = tuple[Tensor, list[State]]  # output (L, N, D*H_out) or (S, D*H_out), and the state after all steps

@@ -36,9 +36,9 @@ def trace(module: nn.Module, input: Any, hx: Any = None, **same: Any) -> Trace:
     input, hx, same  as for a call of the module
     returns          a Trace: (output, hx, seen). Everything in it can be differentiated
 
-    A step of time t is at place t in both directions. Rows stand in the caller's order; of packed ones, what lies
-    beyond a sequence's end is 0. The steps are taken by the readable path. Raises TypeError for any other module, and
-    what the call raises for its arguments.
+    A step of time t is at place t in both directions. Rows stand in the caller's order; what lies beyond a row's end,
+    where rows are packed or have lengths, is 0. The steps are taken by the readable path. Raises TypeError for any
+    other module, and what the call raises for its arguments.
 
     >>> output, h_n, seen = trace(torch.nn.GRU(3, 4), torch.randn(5, 2, 3))
     >>> z = seen["l0"]["z"]  # (5, 2, 4)
@@ -82,7 +82,11 @@ def watched(direction: Direction) -> tuple[Tensor, State, dict[str, Tensor]]:
     join: Callable[[list[Tensor]], Tensor] = torch.stack if direction.batch_sizes is None else torch.cat
     rows = {letter: join([gates[k] for _, gates in steps]) for k, letter in enumerate(equation.gates)}
     others = {letter: join([state[k + 1] for state, _ in steps]) for k, letter in enumerate(equation.state[1:])}
-    return output, final, rows | others | {equation.state[0]: output}
+    rows |= others
+    if direction.ragged:  # rows that are through take steps all the same, and leave them
+        there = recurrence.masks(direction).there
+        rows = {letter: torch.where(there, each, 0) for letter, each in rows.items()}
+    return output, final, rows | {equation.state[0]: output}
 
 
 def _of_cell(cell: RNNCellBase, input: Tensor, hx: Any, **same: Any) -> Trace:

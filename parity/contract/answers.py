@@ -277,14 +277,16 @@ def loading(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:
 def signatures(subject: Any, reference: Any, class_name: str) -> Iterator[Answer]:
     """Compare the signatures of the constructor, of forward, and the public names of the class.
 
-    torch.nn's layers take `*args, **kwargs` and declare what they mean as overloads: a subject may have either.
+    torch.nn's layers take `*args, **kwargs` and declare what they mean as overloads: a subject may have either. Beyond
+    torch.nn's parameters it may have some of its own that a call must name, and need not give.
     """
     theirs, ours = getattr(reference, class_name), getattr(subject, class_name)
     for method in ("__init__", "forward"):
         accepted = [_signature(getattr(theirs, method))]
         if hasattr(typing, "get_overloads"):
             accepted += map(_signature, typing.get_overloads(getattr(theirs, method)))
-        seen = _signature(getattr(ours, method))
+        known = {name for signature in accepted for name in re.findall(r"\w+", signature)}
+        seen = _signature(getattr(ours, method), known)
         verdict = Verdict.EQUAL if seen in accepted else Verdict.DIFFERENT
         yield Answer(f"signature of {class_name}.{method}", verdict, " or ".join(dict.fromkeys(accepted)), seen)
     public = {name for name in dir(theirs) if not name.startswith("_")}
@@ -293,8 +295,13 @@ def signatures(subject: Any, reference: Any, class_name: str) -> Iterator[Answer
     yield Answer(f"public names of {class_name}", verdict, f"has {', '.join(missing) or 'no others'}", "has not")
 
 
-def _signature(function: Any) -> str:
-    parameters = inspect.signature(function).parameters.values()
+def _signature(function: Any, known: set[str] | None = None) -> str:
+    """Return a function's parameters; where some are known, less others that must be named and may be left out."""
+    parameters = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if known is None or p.name in known or p.kind is not p.KEYWORD_ONLY or p.default is p.empty
+    ]
     return "(" + ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters) + ")"
 
 

@@ -3,14 +3,17 @@
 import ast
 import csv
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rnnkit
 
@@ -148,3 +151,61 @@ def test_shapes_are_torchs_and_the_cell_in_a_loop_is_the_layer(tmp_path: Path) -
     differences = [float(value) for value in re.findall(r"(?:output|h_n|c_n) (\d\S+)", text.split("the cell,")[1])]
     assert len(differences) == 7
     assert max(differences) < 1e-15
+
+
+LIGHT = EXAMPLES / "remember_the_light.py"
+
+
+def light(old: str = "", new: str = "") -> dict[str, Any]:
+    """What the example defines, with a mistake in place of what is right."""
+    text = LIGHT.read_text()
+    assert old in text
+    names: dict[str, Any] = {"__name__": "light"}
+    exec(compile(text.replace(old, new, 1) if old else text, str(LIGHT), "exec"), names)
+    return names
+
+
+def off(names: dict[str, Any], run: str) -> float:
+    """How far the outputs are from those of torch.nn for every episode alone."""
+    torch.manual_seed(0)
+    native = torch.nn.LSTM(3, names["H"])
+    ours = rnnkit.LSTM(3, names["H"])
+    ours.load_state_dict(native.state_dict())
+    episodes = names["walk"]()
+    found = names[run](ours, episodes)
+    worst = 0.0
+    for n in range(found.size(1)):
+        begins = [*episodes.first[:, n].nonzero().flatten().tolist(), len(found)]
+        for a, b in itertools.pairwise(begins):
+            worst = max(worst, (native(episodes.seen[a:b, n])[0] - found[a:b, n]).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("run", ["at_once", "step_by_step"])
+def test_each_episode_is_run_as_if_it_were_alone(run: str) -> None:
+    assert off(light(), run) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("mistake", "run", "old", "new"),
+    [
+        ("a step late", "at_once", "resets=episodes.first", "resets=episodes.first.roll(1, 0)"),
+        ("a step late", "step_by_step", "episodes.first, strict", "episodes.first.roll(1, 0), strict"),
+        ("done taken for first", "at_once", "resets=episodes.first", "resets=episodes.first.roll(-1, 0)"),
+        ("done taken for first", "step_by_step", "episodes.first, strict", "episodes.first.roll(-1, 0), strict"),
+        ("c is not reset", "step_by_step", "c * stays", "c"),
+        ("c is not reset", "at_once", "resets=", "reset_to=(torch.zeros(1, N, H), torch.ones(1, N, H)), resets="),
+    ],
+)
+def test_the_mistakes_of_other_libraries_would_be_seen(mistake: str, run: str, old: str, new: str) -> None:
+    assert off(light(old, new), run) > 1e-3, mistake
+
+
+def test_an_agent_learns_to_remember_by_the_same_losses_either_way(tmp_path: Path) -> None:
+    text = run("remember_the_light.py", "--updates", "60", cwd=tmp_path)
+    rows = [line.split() for line in text.splitlines()[1:11]]
+    assert all(row[2] == row[3] for row in rows)
+    assert float(rows[0][1].rstrip("%")) < 70
+    assert float(rows[-1][1].rstrip("%")) > 90
+    assert float(re.search(r"^losses differ by (\S+) at most$", text, re.M).group(1)) < 1e-9
+    assert re.search(r"^once with resets \d+\.\d\d s, step by step \d+\.\d\d s: ", text, re.M)

@@ -44,8 +44,9 @@ fast.autograd  <- equations checks stack recurrence untraced fast.kernels fast.l
 fast.fused     <- equations checks stack recurrence untraced fast.cublas fast.autograd
 fast.pair      <- stack
 fast           <- stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
-compiler       <- equations checks stack recurrence fast
-paths          <- checks stack recurrence fast compiler
+ragged         <- equations stack
+compiler       <- equations checks stack recurrence fast ragged
+paths          <- checks stack recurrence fast ragged compiler
 cells          <- equations checks stack
 layers         <- equations checks sequence untraced stack compiler paths
 graphs         <- equations untraced stack fast paths layers

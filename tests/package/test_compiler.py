@@ -458,7 +458,7 @@ def test_the_operators_are_what_torch_asks_of_operators(kind, packed, path, ever
         True,
         path,
         every,
-        None,
+        *[None] * 3,  # no autocast, no lengths, no resets
     )
     torch.library.opcheck(compiler._unroll, arguments)
 

@@ -100,6 +100,10 @@ def of_one_dimension():
     return explain(layer("LSTM"), PackedSequence(torch.zeros(50), torch.ones(50, dtype=torch.int64)))
 
 
+def elsewhere():
+    return explain(layer(), sequence(), lengths=torch.zeros(N, dtype=torch.int64, device="meta"))
+
+
 SAID = {
     "compiled: torch.compile or torch.export traces it": compiled,
     "readable: the attribute `path` is 'readable'": lambda _: set_to("readable", 50),
@@ -117,6 +121,7 @@ SAID = {
     "readable: a dispatch mode is active": lambda _: under(Mode()),
     "readable: autocast is on": lambda _: under(torch.autocast("cpu", torch.bfloat16)),
     "readable: input, state and weights are not all plain tensors of one dtype and device": lambda _: of_a_subclass(),
+    "readable: lengths or resets live on a device, for which nobody waits": lambda _: elsewhere(),
     "fused: the attribute `path` is 'fused'": lambda _: set_to("fused", 1),
     "fast: 50 steps": lambda _: explain(layer(), sequence()),
     "fast: 2 steps": lambda _: set_to("always fast", 2),
