@@ -229,11 +229,19 @@ def test_checkpoints_change_no_value(every, monkeypatch):
 
 @kinds
 @dtypes
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
-def test_resets_are_every_segment_alone(kind, dtype, lengths, monkeypatch):
-    for k, options in enumerate(GRID):
+def test_resets_are_every_segment_alone(kind, dtype, monkeypatch):
+    """With lengths in one half of the cases and reset_to in another, so that each meets every value of each axis."""
+    for options in GRID:
         native, kit, input, hx = case(kind, dtype, **options)
-        reset_to = arguments(kit, seed=5)[1] if k % 2 else None
+        deep, both, given, biased, turned = (
+            kit.num_layers > 1,
+            kit.bidirectional,
+            hx is not None,
+            kit.bias,
+            kit.batch_first,
+        )
+        lengths = LENGTHS if deep ^ both ^ given else None
+        reset_to = arguments(kit, seed=5)[1] if biased ^ turned ^ given else None
         expected = observe(native, lambda: alone(native, input, hx, lengths, RESETS, reset_to), input, hx, reset_to)  # noqa: B023
         resets = RESETS.t() if kit.batch_first else RESETS
         for way in ways(monkeypatch):
