@@ -407,6 +407,23 @@ def test_an_exported_program_takes_any_length_and_batch(kind, fresh):
         assert_close(program(input, **given), module(input, **given))
 
 
+@pytest.mark.filterwarnings("ignore:.*axis name")
+def test_onnx_takes_any_length_and_batch(tmp_path, fresh):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    module, (steps, rows) = build(rnnkit, "GRU", bidirectional=True, dtype=torch.float32), map(torch.export.Dim, "LN")
+    module.requires_grad_(False)
+    shapes = {"input": {0: steps, 1: rows}, "lengths": {0: rows}, "resets": {0: steps, 1: rows}}
+    input, file = randn(L, N, H_IN, seed=1, dtype=torch.float32), tmp_path / "ragged.onnx"
+    torch.onnx.export(module, (input,), kwargs=RAGGED, dynamo=True, dynamic_shapes=shapes, verbose=False).save(file)
+    session = runtime.InferenceSession(file)
+    for steps, lengths in ((5, [3, 5, 1]), (9, [9, 0, 4, 4])):
+        input = randn(steps, len(lengths), H_IN, seed=2, dtype=torch.float32)
+        given = {"lengths": torch.tensor(lengths), "resets": randn(steps, len(lengths), seed=3) > 0.5}
+        found = session.run(None, {"input": input.numpy(), **{name: t.numpy() for name, t in given.items()}})
+        assert_close([torch.from_numpy(y) for y in found], module(input, **given))
+
+
 @pytest.mark.parametrize("path", ["fast"])
 def test_the_operators_are_what_torch_asks_of_operators(path):
     draws = [randn(*shape, seed=k).requires_grad_() for k, shape in enumerate([(5, 3, 2), (12, 2), (12, 4), (3, 4)])]
