@@ -229,11 +229,19 @@ def test_checkpoints_change_no_value(every, monkeypatch):
 
 @kinds
 @dtypes
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
-def test_resets_are_every_segment_alone(kind, dtype, lengths, monkeypatch):
-    for k, options in enumerate(GRID):
+def test_resets_are_every_segment_alone(kind, dtype, monkeypatch):
+    """With lengths in one half of the cases and reset_to in another, so that each meets every value of each axis."""
+    for options in GRID:
         native, kit, input, hx = case(kind, dtype, **options)
-        reset_to = arguments(kit, seed=5)[1] if k % 2 else None
+        deep, both, given, biased, turned = (
+            kit.num_layers > 1,
+            kit.bidirectional,
+            hx is not None,
+            kit.bias,
+            kit.batch_first,
+        )
+        lengths = LENGTHS if deep ^ both ^ given else None
+        reset_to = arguments(kit, seed=5)[1] if biased ^ turned ^ given else None
         expected = observe(native, lambda: alone(native, input, hx, lengths, RESETS, reset_to), input, hx, reset_to)  # noqa: B023
         resets = RESETS.t() if kit.batch_first else RESETS
         for way in ways(monkeypatch):
@@ -397,6 +405,23 @@ def test_an_exported_program_takes_any_length_and_batch(kind, fresh):
         input, resets = randn(steps, len(lengths), H_IN, seed=2), randn(steps, len(lengths), seed=3) > 0.5
         given = {"lengths": torch.tensor(lengths), "resets": resets}
         assert_close(program(input, **given), module(input, **given))
+
+
+@pytest.mark.filterwarnings("ignore:.*axis name")
+def test_onnx_takes_any_length_and_batch(tmp_path, fresh):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    module, (steps, rows) = build(rnnkit, "GRU", bidirectional=True, dtype=torch.float32), map(torch.export.Dim, "LN")
+    module.requires_grad_(False)
+    shapes = {"input": {0: steps, 1: rows}, "lengths": {0: rows}, "resets": {0: steps, 1: rows}}
+    input, file = randn(L, N, H_IN, seed=1, dtype=torch.float32), tmp_path / "ragged.onnx"
+    torch.onnx.export(module, (input,), kwargs=RAGGED, dynamo=True, dynamic_shapes=shapes, verbose=False).save(file)
+    session = runtime.InferenceSession(file)
+    for steps, lengths in ((5, [3, 5, 1]), (9, [9, 0, 4, 4])):
+        input = randn(steps, len(lengths), H_IN, seed=2, dtype=torch.float32)
+        given = {"lengths": torch.tensor(lengths), "resets": randn(steps, len(lengths), seed=3) > 0.5}
+        found = session.run(None, {"input": input.numpy(), **{name: t.numpy() for name, t in given.items()}})
+        assert_close([torch.from_numpy(y) for y in found], module(input, **given))
 
 
 @pytest.mark.parametrize("path", ["fast"])
