@@ -59,30 +59,42 @@ class Checkup:
         return Counter(row.verdict for row in self.rows)
 
     @property
+    def outcome(self) -> str:
+        """Say same, different, or unread: nothing could be compared."""
+        if self.diagnosis.unread:
+            return "unread"
+        return "same" if self.diagnosis.same and all(row.verdict.passes for row in self.rows) else "different"
+
+    @property
     def same(self) -> bool:
-        return self.diagnosis.same and all(row.verdict.passes for row in self.rows)
+        return self.outcome == "same"
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.same else 1
+        return ("same", "different", "unread").index(self.outcome)
 
     @property
     def verdict(self) -> str:
         """Say in one sentence whether the subject is torch.nn's."""
-        if not self.same:
-            names = self.diagnosis.names
-            return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
+        torchs = f"torch.nn.{self.class_name}"
+        if self.outcome == "unread":
+            return f"{self.subject} could not be compared with {torchs}: {self.diagnosis.unread}"
+        names = self.diagnosis.names
+        if self.outcome == "different":
+            if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
+                return f"The numbers of {self.subject} are {torchs}'s, the interface differs: {'; '.join(names)}"
+            return f"{self.subject} is not {torchs}" + (f": {'; '.join(names)}" if names else "")
         worst = max(
             (row.verdict for row in self.rows if row.verdict is not Verdict.NOT_OFFERED), default=Verdict.ROUNDING
         )
         lacking = " in what it offers" if self.diagnosis.not_offered else ""
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
-        return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
+        return f"{self.subject} is {torchs}{lacking}, {how}"
 
     @property
     def summary(self) -> str:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
-        return f"{len(self.rows)} cases: {counts}" if self.rows else "no cases were run"
+        return f"{len(self.rows)} cases: {counts}" if self.rows else "no case was run"
 
     @property
     def footer(self) -> str:

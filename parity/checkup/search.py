@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..mutants.catalogue import CATALOGUE
+from ..mutants.catalogue import CATALOGUE, FAMILIES
 from ..mutants.definition import Example
 from ..mutants.mutant import Mutant
 from ..mutants.orders import Order, orders
@@ -27,6 +28,7 @@ class Finding:
     where: str  # the systems of which it is the convention
     fix: str
     evidence: str = ""
+    interface: bool = False  # the numbers are right, their place or shape is not torch.nn's
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -49,8 +51,8 @@ class Search:
 
     @property
     def near(self) -> str:
-        """Name the nearest variant, if it comes nearer than torch.nn."""
-        return self.nearest.name if self.nearest is not None and self.distance < self.error else ""
+        """Name the nearest variant, if it explains most of the difference."""
+        return self.nearest.name if self.nearest is not None and self.distance < 0.1 * self.error else ""
 
     def findings(self, base: Variant, place: str = "", also: str = "") -> list[Finding]:
         """List what the accepted variant has and `base` has not; a whole system's habits with that system's name."""
@@ -98,8 +100,13 @@ def search(
     again: Iterable[tuple[Example, dict[str, Tensor]]] = (),
     eps: float = torch.finfo(torch.float64).eps,
     most: int = 2,
+    seconds: float = 4.0,
 ) -> Search:
-    """Search for the variant that shows `seen` on `example`, beginning from `base`, with `most` deviations added."""
+    """Search for the variant that shows `seen` on `example`, beginning from `base`, with `most` deviations added.
+
+    A search that finds nothing ends after so many seconds.
+    """
+    start = time.monotonic()
     allowed = tolerance(example, eps)
     error = error_of(base, example, seen)
     if error <= allowed:
@@ -111,7 +118,7 @@ def search(
     for size in range(most + 1):
         for extra in itertools.combinations(known, size):
             deviations = base.deviations + extra
-            if not compatible(deviations):
+            if not compatible(deviations) or (size > 1 and time.monotonic() - start > seconds):
                 continue
             distances = errors_of_orders(deviations, tried, example, seen)
             near = distances.argsort()[:3] if len(tried) > 1 else [0]
@@ -133,9 +140,35 @@ def search(
     return Search(error, best if accepted else None, best, found[0][0], runner_up, tuple(fits[1:]), rivals)
 
 
+def fit(
+    examples: Sequence[Example],
+    seen: Sequence[dict[str, Tensor]],
+    base: Variant,
+    step: tuple[Example, dict[str, Tensor]],
+) -> Variant | None:
+    """Find the variant with a constant of its own, which is read off one step and must explain all that is seen."""
+    one, shown = step
+    expected = base.run(one)
+    for family in FAMILIES:
+        if one.kind[0].lower() not in family.initials.lower():
+            continue
+        try:
+            guess = family.guess(shown, expected, one).double().flatten()
+        except (RuntimeError, KeyError, ValueError, IndexError):
+            continue
+        constant = float(f"{guess[guess.isfinite()].median():.6g}") if guess.isfinite().any() else 0.0
+        member = family.member(constant)
+        if not constant or not compatible((*base.deviations, member)):
+            continue
+        variant = Variant(base.order, (*base.deviations, member))
+        if all(error_of(variant, e, s) <= tolerance(e) for e, s in zip(examples, seen, strict=True)):
+            return variant
+    return None
+
+
 def _position(variant: Variant) -> tuple[int, ...]:
     """Order equally simple names by the catalogue."""
-    return tuple(CATALOGUE.index(deviation) for deviation in variant.deviations)
+    return tuple(CATALOGUE.index(one) if one in CATALOGUE else -1 for one in variant.deviations)
 
 
 def error_of(variant: Variant, example: Example, seen: dict[str, Tensor]) -> float:

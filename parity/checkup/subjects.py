@@ -125,6 +125,12 @@ def load(path: str) -> Any:
     return getattr(found, name)
 
 
+def anywhere(path: str) -> str:
+    """Return the path of a subject such that it can be loaded from any folder."""
+    module, colon, name = path.rpartition(":")
+    return f"{os.path.abspath(module)}{colon}{name}" if module.endswith(".py") else path
+
+
 def _classes_of(file: str) -> str:
     """List the classes and functions of a file, without running it."""
     try:
@@ -219,12 +225,11 @@ def _guess(target: Any, name: str, makes: Any, init: dict[str, Any]) -> str:
 class Reader:
     """Makes modules of a class (or by a function) with torch.nn's parameters, however its own are laid out."""
 
-    def __init__(
-        self, target: Any, class_name: str, weight_map: WeightMap | None, init: dict[str, Any]
-    ) -> None:
+    def __init__(self, target: Any, class_name: str, weight_map: WeightMap | None, init: dict[str, Any]) -> None:
         self.target, self.class_name, self.weight_map, self.init = target, class_name, weight_map, init
         self.readings: dict[tuple[Any, ...], list[Layout]] = {}  # by configuration: the likeliest first, or the chosen
         self.style: tuple[Any, ...] = ()  # of the reading that was found right
+        self.chosen: dict[tuple[Any, ...], Layout] = {}  # what was found right, by configuration
         self.biased = True  # False where it has no biases, whatever is asked
         self.said: list[str] = []
 
@@ -282,7 +287,23 @@ class Reader:
         """Take this reading for the right one, in this configuration and, as far as it says, in all others."""
         self.style = self.style or layout.style
         key = self.key(arguments)
-        self.readings[key] = [layout]
+        self.readings[key], self.chosen[key] = [layout], layout
+
+    def exact(self, arguments: dict[str, Any]) -> bool:
+        """Say whether the parameters are torch.nn's by name and shape, or a map is given."""
+        arguments = {name: value for name, value in arguments.items() if name not in ("dtype", "device")}
+        module, reference = self.construct(arguments), reference_of(self.class_name, arguments)
+        return self.weight_map is not None or shapes_of(module) == shapes_of(reference)
+
+    @property
+    def options(self) -> dict[str, str]:
+        return _options(self.target)
+
+    def size(self, name: str) -> int:
+        """Count the numbers of a parameter, at five features and seven units."""
+        return self.construct({"input_size": 5, "hidden_size": 7}).get_parameter(name).numel()
+
+    peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
 
     def construct(self, arguments: dict[str, Any]) -> nn.Module:
         """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
@@ -335,7 +356,9 @@ class Reader:
     def lines(self) -> Iterator[str]:
         yield from self.said
         for (layers, bias, bidirectional, projected), found in self.readings.items():
-            many = [f"{layers} layers"] * (layers > 1) + ["two directions"] * bidirectional + ["a projection"] * projected
+            many = (
+                [f"{layers} layers"] * (layers > 1) + ["two directions"] * bidirectional + ["a projection"] * projected
+            )
             many += [] if bias else ["no bias"]
             head = f"{', '.join(many)}{', told apart ' * bool(found[0].how)}{found[0].how}: " if many else ""
             if not bias or (layers > 2):

@@ -87,6 +87,7 @@ class Layout:
     gates: str
     extras: tuple[str, ...] = ()  # parameters that torch.nn has not
     fill: float | None = None  # what they are set to; None leaves them
+    named: bool = False  # whether torch.nn's own letters or words say which gate is which
     style: tuple[Any, ...] = ()  # the choices that led here, to be made again for more layers
     how: str = ""  # how layers and directions were told apart
 
@@ -262,9 +263,7 @@ class Reader:
                     found.append((("hr",), 0, turn))
         return found
 
-    def layout(
-        self, slots: dict[str, int], how: str, turned: bool, joined: tuple[str, str], naming: bool
-    ) -> Layout:
+    def layout(self, slots: dict[str, int], how: str, turned: bool, joined: tuple[str, str], naming: bool) -> Layout:
         """Read all parameters in one of the ways that are open."""
         parts: dict[str, Part] = {}
         extras: list[str] = []
@@ -286,7 +285,14 @@ class Reader:
             parts |= biases
             extras += [name for name in vectors if name not in biases]
         ordered = tuple(parts[name] for name in self.names if name in parts)
-        return Layout(ordered, self.gates, tuple(extras), None, (turned, "", joined, naming), how)
+        singles = [
+            name for name, part in parts.items() if len(part.gates) == 1 and not part.bias and self.kind == "LSTM"
+        ]
+        singles = [name for name in singles if parts[name].sources == parts[singles[0]].sources]
+        words = {re.sub(r"[^a-z]", "", word.lower())[:1] for word in differing(singles)}
+        named = naming and bool(words) and words <= set("ifgco")
+        style = (turned, "", joined, naming)
+        return Layout(ordered, self.gates, tuple(extras), named=named, style=style, how=how)
 
     def _matrices(
         self, members: list[str], slot: int, turned: bool, naming: bool, roles: dict[str, tuple[str, ...]]
@@ -300,7 +306,9 @@ class Reader:
         for name, found in fits.items():
             hint = roles.get(template(name)) or (source_hint(name) if naming else None)
 
-            def rank(fit: tuple[tuple[str, ...], int, tuple[int, int, int]]) -> tuple[Any, ...]:
+            def rank(
+                fit: tuple[tuple[str, ...], int, tuple[int, int, int]], hint: tuple[str, ...] | None = hint
+            ) -> tuple[Any, ...]:
                 full = any(held.get(source, 0) + fit[1] > len(self.gates) for source in fit[0])
                 odd = (fit[2] in TURNS[1:3]) != (usual != turned)
                 return full, hint is not None and fit[0] != hint, bool(counts) and fit[1] not in counts, odd
@@ -330,9 +338,7 @@ class Reader:
                 rest = rest if name in letters else rest[k:]
                 parts[name] = replace(parts[name], gates=given)
 
-    def _biases(
-        self, vectors: list[str], matrices: dict[str, Part], suffix: str, naming: bool
-    ) -> dict[str, Part]:
+    def _biases(self, vectors: list[str], matrices: dict[str, Part], suffix: str, naming: bool) -> dict[str, Part]:
         """Give each bias the matrix whose name it shares; those that are left, the matrices that are left, in order."""
         G, parts = len(self.gates), dict[str, Part]()
         for name in vectors:
@@ -359,9 +365,7 @@ class Reader:
                 parts[name] = Part(name, suffix, (source,), "".join(given), bias=True)
         for name, part in parts.items():  # the only bias there is stands for both
             others = "".join(other.gates for n, other in parts.items() if n != name)
-            if len(part.sources) == 1 and not set(part.gates) & set(others):
-                parts[name] = replace(part, sources=("ih", "hh"))
-            elif len(part.sources) > 1:
+            if (len(part.sources) == 1 and not set(part.gates) & set(others)) or len(part.sources) > 1:
                 parts[name] = replace(part, sources=("ih", "hh"))
         return parts
 
@@ -410,14 +414,19 @@ def gate_letters(names: list[str], gates: str, naming: bool = True) -> list[str]
     in_order = [gates[k % len(gates)] for k in range(len(names))]
     if not naming:
         return in_order
-    start, end = _common(names), _common([name[::-1] for name in names])
-    parts = [name[start : len(name) - end] for name in names]
-    for words in ([name[start:] for name in names], parts):
+    start = _common(names)
+    for words in ([name[start:] for name in names], differing(names)):
         letters = [re.sub(r"[^a-z]", "", word.lower())[:1] for word in words]
         found = [WORDS[gates].get(letter, "") for letter in letters]
         if len(set(found)) == len(found) and all(found):
             return found
     return in_order
+
+
+def differing(names: list[str]) -> list[str]:
+    """Return the part of each name in which all of them differ."""
+    start, end = _common(names), _common([name[::-1] for name in names])
+    return [name[start : len(name) - end] for name in names]
 
 
 def _common(names: list[str]) -> int:
