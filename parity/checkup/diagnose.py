@@ -41,6 +41,7 @@ from .subjects import (
     IgnoredError,
     IncomparableError,
     Subject,
+    steady,
     translated,
 )  # fmt: skip
 from .weights import Layout
@@ -218,6 +219,7 @@ class Doctor:
         try:
             self.begin()
             self.settle()
+            self.calm()
             self.read(BASE)
         except IncomparableError as error:
             diagnosis.unread = str(error)
@@ -228,7 +230,8 @@ class Doctor:
                 if probe.name != "projection" or self.subject.kind == "LSTM":
                     self.progress(probe.name)
                     self.read(probe)
-                    self.look(probe)
+                    if probe.name != "unbatched" or self.takes_unbatched():
+                        self.look(probe)
             if not self.output_alone:
                 self.progress("gradients, memory")
                 self.facts()
@@ -259,6 +262,18 @@ class Doctor:
             reader.readings.clear()
             self.always["bias"] = False
             self.diagnosis.not_offered["bias"] = "it has no biases"
+
+    def calm(self) -> None:
+        """Find out whether it draws random numbers where no dropout is asked for; then go on in eval mode."""
+        case, drawn = self.draw(BASE, 0)
+        first, again, other = (_values(self.run(case, replace(drawn, seed=seed))) for seed in (1, 1, 2))
+        if not first or all(torch.equal(first[name], other.get(name, first[name])) for name in first):
+            return
+        same_seed = all(torch.equal(first[name], again.get(name, first[name])) for name in first)
+        fix = "draw nothing where dropout is 0: torch.nn's are deterministic then"
+        evidence = "two seeds, two results" if same_seed else "two results under one seed"
+        self.add(Finding("random in training: numbers are drawn without dropout", "", fix, evidence))
+        self.subject = steady(self.subject)
 
     def read(self, probe: Probe) -> None:
         """Choose, of the readings of the subject's parameters, one under which it is torch.nn's or a known variant."""
@@ -476,6 +491,22 @@ class Doctor:
         one = drawn if case.is_cell else one_step(drawn)
         return example_of(case, one), _values(self.run(case, one))
 
+    def takes_unbatched(self) -> bool:
+        """Ask for an input without a batch in every combination: a module that broadcasts it may get some right."""
+        for options in ({}, {"hx": False}, {"layers": 2}, {"layers": 2, "hx": False}):
+            if options.get("layers") and (self.subject.is_cell or "two layers" in self.diagnosis.not_offered):
+                continue
+            if "hx" in options and "no hx" in self.diagnosis.not_offered:
+                continue
+            case, drawn = self.draw(Probe("", (), {"form": "unbatched", **options}), 0)
+            seen, expected = self.run(case, drawn), self.base.run(example_of(case, drawn))
+            shapes = {name: tensor.shape for name, tensor in _values(seen).items()}
+            if {name: expected[name].shape for name in shapes or expected} != shapes:
+                lists = {name: list(shape) for name, shape in shapes.items()}
+                self.diagnosis.not_offered["unbatched"] = seen.error if not shapes else f"returns {lists}"
+                return False
+        return True
+
     def slip(self, what: str, probe: Probe, evidence: str = "") -> bool:
         self.add(Finding(what, "", ALLOCATE, f"{probe.name}{': ' * bool(evidence)}{evidence}"))
         self.exact = False
@@ -581,6 +612,12 @@ class Doctor:
                 if not any("written to" in name for name in self.diagnosis.names):
                     self.diagnosis.errors[f"backward, {probe.name}"] = self.backward_errors[probe.name]
                 return
+            if probe is BASE and self.clips():
+                fix = "clip after the backward, in the training loop: torch.nn's gradients are not clipped"
+                self.add(
+                    Finding("the gradient is clipped on its way back", "", fix, "a smaller loss has another gradient")
+                )
+                return
             problems = [self.draw(probe, number) for number in (0, 1)]
             examples = [example_of(case, drawn, gradients=True) for case, drawn in problems]
             shown = [self.run(case, drawn) for case, drawn in problems]
@@ -593,6 +630,16 @@ class Doctor:
                 return
             if found.best is not self.base:
                 self.accept(found, replace(probe, name=f"gradients, {probe.name}"))
+
+    def clips(self) -> bool:
+        """Say whether the gradient of a tiny loss is not the tiny gradient of a loss, times the same."""
+        case, drawn = self.draw(BASE, 0)
+        grads = []
+        for scale in (1e-4, 1.0, 100.0):
+            scaled = {name: scale * cotangent for name, cotangent in drawn.cotangents.items()}
+            shown = _gradients(self.run(case, replace(drawn, cotangents=scaled)), example_of(case, drawn))
+            grads.append(torch.cat([grad.flatten() for grad in shown.values()]) / scale)
+        return any(not torch.allclose(grads[0], other, rtol=1e-6, atol=1e-9) for other in grads[1:])
 
     def lag(self, case: Case, drawn: Draw) -> str:
         """Count the steps back from the last output in which the gradient of the input is still right."""

@@ -21,6 +21,7 @@ from ..grid.verdict import Verdict
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
 from .diagnose import BASE, Diagnosis, Doctor
+from .habits import habits
 from .record import Checkup, Row
 from .search import Finding
 from .subjects import Subject, WeightMap
@@ -113,6 +114,9 @@ def examine(
     if diagnosis.unread:
         checkup.notes = subject.notes
         return checkup
+    if not doctor.output_alone and doctor.subject.reader is not None and doctor.diagnosis.variant is not None:
+        for finding in habits(doctor):
+            doctor.add(finding)
     if doctor.output_alone:
         diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)

@@ -62,11 +62,8 @@ ALIASES = {
     "nonlinearity": ("activation", "act"),
     "batch_first": (),
 }
-INPUTS = ("input_size", "input_dim", "input_sz", "in_dim", "n_in", "in_features", "in_size", "inp_size", "n_inputs",
-          "num_inputs", "n_input", "n_x", "input_features", "in_channels", "d_in", "embed_size", "emb_size")  # fmt: skip
-HIDDENS = ("hidden_size", "hidden_dim", "hidden_sz", "hid_dim", "n_hid", "n_hidden", "hid_size", "hidden", "units",
-           "num_units", "n_units", "num_hiddens", "n_h", "n_out", "state_size", "hidden_features", "hidden_channels",
-           "d_hidden", "rnn_size", "nhid", "hid", "out_features")  # fmt: skip
+INPUTS = ["input_size", "input_dim", "input_sz", "in_dim", "n_in", "in_features", "in_size", "inp_size", "n_inputs", "num_inputs", "n_input", "n_x", "input_features", "in_channels", "d_in", "embed_size", "emb_size"]
+HIDDENS = ["hidden_size", "hidden_dim", "hidden_sz", "hid_dim", "n_hid", "n_hidden", "hid_size", "hidden", "units", "num_units", "n_units", "num_hiddens", "n_h", "n_out", "state_size", "hidden_features", "hidden_channels", "d_hidden", "rnn_size", "nhid", "hid", "out_features"]
 
 
 @dataclass
@@ -416,6 +413,7 @@ class MappedSubject(Adapted):
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
         self.filled: dict[str, Tensor] = {}
+        self.written: list[str] = []  # weights that the last call wrote to
 
     def fill(self, names: tuple[str, ...], value: float | None) -> None:
         """Set parameters that torch.nn has not to `value`; None leaves them."""
@@ -426,7 +424,10 @@ class MappedSubject(Adapted):
         (inner,) = self.hidden
         weights = self.weight_map(dict(self.named_parameters())) | self.filled
         inner.train(self.training)
-        return torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
+        before = {name: weight._version for name, weight in weights.items()}
+        result = torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
+        self.written = [name for name, weight in weights.items() if weight._version != before[name]]
+        return result
 
 
 class FunctionSubject(Adapted):
@@ -526,6 +527,17 @@ CELL_CONVENTIONS = (
     Convention("a cell returns output and state", "Keras, Flax, Haiku", "return the state alone", leave=state_of_pair),
     Convention("h_0 and c_0 are taken side by side", "", "take one argument hx, a pair: h_0, c_0 = hx", side_by_side),
 )
+
+
+def steady(subject: Subject) -> Subject:
+    """Return the subject as it is in eval mode, whatever is asked."""
+
+    def make(**arguments: Any) -> nn.Module:
+        module = subject.make(**arguments).eval()
+        module.train = lambda mode=True: module  # type: ignore[method-assign]
+        return module
+
+    return Subject(subject.name, subject.class_name, make, subject.reader, subject.defaults)
 
 
 def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject:
