@@ -159,6 +159,7 @@ class Diagnosis:
     errors: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     variant: Variant | None = None
+    noted: list[str] = field(default_factory=list)  # beside the verdict
     unread: str = ""  # why nothing could be compared, and what to do
 
     @property
@@ -206,6 +207,7 @@ class Doctor:
         self.output_alone = False
         self.always: dict[str, Any] = {"device": device}  # what every probe has, and options that the subject needs
         self.backward_errors: dict[str, str] = {}
+        self.extras_matter = False  # parameters that torch.nn has not change the result
         self.progress = progress
 
     @property
@@ -237,6 +239,8 @@ class Doctor:
                 self.facts()
                 self.gradients()
             diagnosis.variant = self.base
+        if self.extras_matter and self.subject.reader is not None:
+            self.subject.reader.show_extras()
         diagnosis.subject = self.subject
         return diagnosis
 
@@ -272,6 +276,7 @@ class Doctor:
         same_seed = all(torch.equal(first[name], again.get(name, first[name])) for name in first)
         fix = "draw nothing where dropout is 0: torch.nn's are deterministic then"
         evidence = "two seeds, two results" if same_seed else "two results under one seed"
+        evidence += "; what follows is of eval mode"
         self.add(Finding("random in training: numbers are drawn without dropout", "", fix, evidence))
         self.subject = steady(self.subject)
 
@@ -366,6 +371,7 @@ class Doctor:
             return
         if not given:
             what, fix = "the initial state is a parameter of its own", "begin with zeros where no hx is given"
+            self.extras_matter = True
             self.add(Finding(f"{what}: {names}", "", fix, evidence))
             return
         what = f"it has parameters that torch.nn has not: {names}"
@@ -375,6 +381,7 @@ class Doctor:
                 what = f"peephole connections: the gates see the cell through {names}"
         elif normalises(layout.extras, drawn):
             what = f"layer normalisation: {names}"
+        self.extras_matter = True
         self.add(Finding(what, "", "leave them out: torch.nn has no such thing", evidence))
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:

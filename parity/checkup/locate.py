@@ -73,8 +73,8 @@ class Growth:
             return "no error at any step"
         worst, first = max(self.errors), next((k for k, e in enumerate(self.errors) if e > 1000 * self.eps), None)
         if first is None:
-            return f"rounding: at most {worst:.1e}, {self.slope:+.3f} decades a step"
-        return f"a bug, not drift: wrong from step {first} on, at most {worst:.1e}, {self.slope:+.3f} decades a step"
+            return f"rounding alone: a relative error of at most {worst:.1e}"
+        return f"a mistake, not rounding: wrong from step {first} on, by at most {worst:.1e} of the largest output"
 
 
 def ulps(subject: Tensor, reference: Tensor) -> Counter[int]:

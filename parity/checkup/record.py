@@ -50,6 +50,7 @@ class Checkup:
     ulps: Counter[int] = field(default_factory=Counter)
     script: str = ""
     smallest: Smallest | None = None
+    template: str = ""  # a weight map to be filled in
     seed: int = 0
     seconds: float = 0.0
     environment: dict[str, Any] = field(default_factory=environment)
@@ -94,7 +95,9 @@ class Checkup:
     @property
     def summary(self) -> str:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
-        return f"{len(self.rows)} cases: {counts}" if self.rows else "no case was run"
+        if self.rows:
+            return f"{len(self.rows)} cases: {counts}"
+        return "no case was run" + " because the simplest problem differs already" * (self.outcome == "different")
 
     @property
     def footer(self) -> str:
@@ -110,6 +113,8 @@ class Checkup:
             parts += [f"? {other}", ""]
         if self.rows:
             parts += [self.summary, table(self), ""]
+        elif self.outcome != "unread":
+            parts += [self.summary, ""]
             bad = [row for row in self.rows if not row.verdict.passes]
             if bad and self.diagnosis.same:  # nothing has a name: then the cases have to speak
                 parts += [f"{row.verdict.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
@@ -124,11 +129,17 @@ class Checkup:
         if self.location:
             yield Section("First difference", [str(self.location)])
         if self.growth and self.growth.kind != "none":
-            yield Section(f"Error over {len(self.growth.errors)} steps of float32", [str(self.growth)])
+            yield Section(f"Over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
         if self.notes:
-            yield Section("Read as", self.notes)
+            yield Section("Its parameters are", self.notes)
+        if self.diagnosis.noted:
+            yield Section("Beside the verdict", self.diagnosis.noted)
+        if self.template:
+            yield Section(
+                "A weight map to fill in, for --map FILE.py:weights", self.template.splitlines(), is_code=True
+            )
         if self.script:
             yield Section("The smallest case, with torch alone", self.script.splitlines(), is_code=True)
 

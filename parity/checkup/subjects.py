@@ -19,7 +19,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,8 +62,15 @@ ALIASES = {
     "nonlinearity": ("activation", "act"),
     "batch_first": (),
 }
-INPUTS = ["input_size", "input_dim", "input_sz", "in_dim", "n_in", "in_features", "in_size", "inp_size", "n_inputs", "num_inputs", "n_input", "n_x", "input_features", "in_channels", "d_in", "embed_size", "emb_size"]
-HIDDENS = ["hidden_size", "hidden_dim", "hidden_sz", "hid_dim", "n_hid", "n_hidden", "hid_size", "hidden", "units", "num_units", "n_units", "num_hiddens", "n_h", "n_out", "state_size", "hidden_features", "hidden_channels", "d_hidden", "rnn_size", "nhid", "hid", "out_features"]
+INPUTS = (
+    "input_size", "input_dim", "input_sz", "in_dim", "n_in", "in_features", "in_size", "inp_size", "n_inputs",
+    "num_inputs", "n_input", "n_x", "input_features", "in_channels", "d_in", "embed_size", "emb_size",
+)  # fmt: skip
+HIDDENS = (
+    "hidden_size", "hidden_dim", "hidden_sz", "hid_dim", "n_hid", "n_hidden", "hid_size", "hidden", "units",
+    "num_units", "n_units", "num_hiddens", "n_h", "n_out", "state_size", "hidden_features", "hidden_channels",
+    "d_hidden", "rnn_size", "nhid", "hid", "out_features",
+)  # fmt: skip
 
 
 @dataclass
@@ -363,8 +370,35 @@ class Reader:
             for line in found[0].lines():
                 yield f"{head}{line}"
                 head = " " * len(head)
+            if found[0].merged and not many:
+                yield "one bias where torch.nn has b_in and b_hn: it is compared with torch.nn's of b_hn = 0"
             for name in found[0].extras:
                 yield f"{name} stands for nothing that torch.nn has"
+
+    def template(self) -> str:
+        """Write a weight map for this class, to be filled in."""
+        own = shapes_of(self.construct({"input_size": 5, "hidden_size": 7}))
+        shapes = shapes_of(reference_of(self.class_name, {"input_size": 5, "hidden_size": 7}))
+        name = getattr(self.target, "__name__", "the module")
+        head = [
+            "import torch",
+            "",
+            "",
+            "def weights(w):",
+            f'    """Return the parameters of {name} made of torch.nn.{self.class_name}\'s.',
+            "",
+            "    Shapes are those of 5 features and 7 units. torch.nn has, in w:",
+            *(f"        {name} {list(shape)}" for name, shape in shapes.items()),
+            '    """',
+            "    return {",
+        ]
+        rows = [f'        "{name}": ...,  # {list(shape)}' for name, shape in own.items()]
+        return "\n".join([*head, *rows, "    }", ""])
+
+    def show_extras(self) -> None:
+        """Leave parameters that torch.nn has not at what the constructor makes them."""
+        for key, layouts in self.readings.items():
+            self.readings[key] = [replace(layout, fill=None) for layout in layouts]
 
     def _say(self, line: str) -> None:
         if line not in self.said:
