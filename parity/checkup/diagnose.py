@@ -26,10 +26,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Observations, Precision, build, draw, observe
-from ..mutants.catalogue import ALLOCATE, ONE_BIAS
+from ..mutants.catalogue import ALLOCATE, LAST_STEP, ONE_BIAS
 from ..mutants.definition import Example, Input, same
 from ..mutants.module import Planted, implementation
-from ..mutants.mutant import defined
+from ..mutants.mutant import Mutant, defined
 from ..mutants.orders import Order, orders
 from ..mutants.variants import Variant, plain
 from .search import Finding, Search, distance, error_of, errors_of_orders, findings, fit, search, tolerance
@@ -207,6 +207,7 @@ class Doctor:
         self.output_alone = False
         self.always: dict[str, Any] = {"device": device}  # what every probe has, and options that the subject needs
         self.backward_errors: dict[str, str] = {}
+        self.given: tuple[Mutant, ...] = ()  # what is taken for granted of all that it returns
         self.extras_matter = False  # parameters that torch.nn has not change the result
         self.progress = progress
 
@@ -226,6 +227,7 @@ class Doctor:
         except IncomparableError as error:
             diagnosis.unread = str(error)
             return diagnosis
+        self.progress(BASE.name)
         if self.look(BASE):
             self.ask_extras()
             for probe in CELL_PROBES if self.subject.is_cell else PROBES:
@@ -303,7 +305,8 @@ class Doctor:
             return
         examples = [example_of(case, drawn) for case, drawn in problems]
         shown: list[tuple[float, Layout, list[dict[str, Tensor]], Order]] = []
-        for layout in layouts:
+        for number, layout in enumerate(layouts):
+            self.progress(f"{probe.name}: reading {number + 1} of its parameters, of {len(layouts)}")
             reader.readings[reader.key(arguments)] = [layout]
             base = self.base_of(layout) if probe is BASE else self.base
             free = layout.split and not layout.named and base.order.plain
@@ -332,7 +335,8 @@ class Doctor:
         self, probe: Probe, shown: list[tuple[float, Layout, list[dict[str, Tensor]], Order]], examples: list[Example]
     ) -> tuple[Layout, Order] | None:
         """Return a reading under which the subject is a known variant, and the order of its gates there."""
-        for _, layout, seen, _ in shown[:8]:
+        for number, (_, layout, seen, _) in enumerate(shown[:6]):
+            self.progress(f"{probe.name}: is it a known variant, by reading {number + 1}?")
             base = self.base_of(layout) if probe is BASE else self.base
             again = list(zip(examples[1:], seen[1:], strict=True))
             found = search(examples[0], seen[0], probe.levels, base, again, most=1, seconds=1.0)
@@ -343,7 +347,7 @@ class Doctor:
     def base_of(self, layout: Layout) -> Variant:
         """Return torch.nn's definition, of one bias where a GRU has one."""
         usual = plain(self.subject.kind)
-        return replace(usual, deviations=(ONE_BIAS,)) if layout.merged else usual
+        return replace(usual, deviations=(*self.given, *((ONE_BIAS,) if layout.merged else ())))
 
     def ask_extras(self) -> None:
         """Find out what parameters do that torch.nn has not."""
@@ -427,29 +431,52 @@ class Doctor:
 
         def fits(conventions: tuple[Convention, ...]) -> bool:
             self.subject = translated(subject, conventions) if conventions else subject
-            shapes = {name: t.shape for name, t in plain(subject.kind).run(example_of(case, drawn)).items()}
+            shapes = {name: t.shape for name, t in self.base.run(example_of(case, drawn)).items()}
             expected = {"output": shapes["output"]} if self.output_alone else shapes
             return {name: t.shape for name, t in _values(self.run(case, drawn)).items()} == expected
 
         known = CELL_CONVENTIONS if subject.is_cell else CONVENTIONS
-        for self.output_alone, hx in itertools.product((False,) if subject.is_cell else (False, True), (True, False)):
+        alone = (False,) if subject.is_cell else (False, True)
+        for headless, self.output_alone, last, hx in itertools.product((False, True), alone, alone, (True, False)):
+            if (last and not self.output_alone) or (headless and not self.leave_heads_out(subject)):
+                continue
+            self.always.pop("hx", None)
+            self.given = (LAST_STEP,) if last else ()
+            self.base = replace(plain(subject.kind), deviations=self.given)
             case, drawn = self.draw(replace(BASE, options={"hx": hx}), 0)
             chosen = next((conventions for conventions in _some(known, 3) if fits(conventions)), None)
             if chosen is not None:
-                for convention in chosen:
-                    evidence = "seen by the shapes"
-                    self.add(Finding(convention.name, convention.where, convention.fix, evidence, interface=True))
-                if not hx:
-                    self.always["hx"] = False
-                    self.diagnosis.not_offered["hx"] = "forward takes no state"
-                if self.output_alone:
-                    fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
-                    self.add(
-                        Finding("output is returned alone, without the states", "Keras", fix, "seen by the type", True)
-                    )
-                    self.exact = False
+                self.settled(chosen, hx, last, subject)
                 return
-        self.subject, self.output_alone = subject, False
+        self.subject, self.output_alone, self.given, self.base = subject, False, (), plain(subject.kind)
+
+    def leave_heads_out(self, subject: Subject) -> bool:
+        """Take away the Linears on the output, if there are any."""
+        reader = subject.reader
+        if reader is not None and not reader.heads:
+            reader.heads = reader.find_heads()
+            reader.readings.clear()
+        return reader is not None and bool(reader.heads)
+
+    def settled(self, chosen: tuple[Convention, ...], hx: bool, last: bool, subject: Subject) -> None:
+        """Write down how the subject is called."""
+
+        def say(what: str, where: str, fix: str, evidence: str) -> None:
+            self.add(Finding(what, where, fix, evidence, interface=True))
+
+        for convention in chosen:
+            say(convention.name, convention.where, convention.fix, "seen by the shapes")
+        if subject.reader is not None and subject.reader.heads:
+            heads = ", ".join(subject.reader.heads)
+            say(f"a Linear stands on its output: {heads}", "classifiers", "keep the head outside", "left out here")
+        if not hx:
+            self.always["hx"] = False
+            self.diagnosis.not_offered["hx"] = "forward takes no state"
+        if self.output_alone:
+            fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
+            what = "the last step of the output" if last else "output"
+            say(f"{what} is returned alone, without the states", "Keras", fix, "seen by the type")
+            self.exact = False
 
     def look(self, probe: Probe) -> bool:
         """Run the subject on a probe; record what is found. False if it cannot be explained."""

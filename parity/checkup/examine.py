@@ -96,7 +96,8 @@ def check(
 def incomparable(target: Any, as_: str | None, text: str) -> Checkup:
     """Return the checkup of what could not be compared."""
     name = target.rpartition(":")[2] if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
-    class_name = as_ or next((known for known in CLASSES if known.lower() == name.lower()), "LSTM, GRU or RNN")
+    known = (cls for cls in reversed(CLASSES) if cls.lower() in name.lower())
+    class_name = as_ or next(known, "LSTM, GRU or RNN")
     subject = Subject(name, class_name, torch.nn.Identity)
     return Checkup(name, class_name, Diagnosis(subject, unread=text))
 

@@ -28,7 +28,8 @@ TRUE = 1e-7  # of the largest number: more than rounding does to any of these
 
 def habits(doctor: Doctor) -> Iterator[Finding]:
     """Look at everything, as long as the subject returns its states."""
-    for look in (shared, stale, overwritten, sizes, rows, layouts, dtypes, reach, masks):
+    everything = (shared, stale, overwritten, sizes, rows, layouts, dtypes, reach, masks)
+    for look in (shared,) if doctor.extras_matter else everything:
         doctor.progress(look.__name__)
         with contextlib.suppress(Exception):  # whatever a subject raises here is said where it is asked for
             yield from look(doctor)
@@ -199,8 +200,8 @@ def layouts(doctor: Doctor) -> Iterator[Finding]:
     hx = tuple(state.clone() for state in drawn.hx)
     with torch.no_grad():
         for name, input, states in (
-            ("input", strided(drawn.input), hx),
-            ("input", drawn.input.mT.contiguous().mT, hx),
+            ("input", strided(drawn.input), tuple(state.clone() for state in hx)),
+            ("input", drawn.input.mT.contiguous().mT, tuple(state.clone() for state in hx)),
             ("initial state", drawn.input.clone(), tuple(map(strided, hx))),
         ):
             given = ((states,) if len(states) > 1 else states) if states else ()

@@ -97,7 +97,9 @@ class Checkup:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
         if self.rows:
             return f"{len(self.rows)} cases: {counts}"
-        return "no case was run" + " because the simplest problem differs already" * (self.outcome == "different")
+        alone = "gradients and the grid" in self.diagnosis.not_offered
+        why = ": the output is returned alone" if alone else ": the simplest problem differs already"
+        return "no case was run" + why * (self.outcome == "different")
 
     @property
     def footer(self) -> str:

@@ -66,7 +66,10 @@ def findings(variant: Variant, base: Variant, evidence: str) -> list[Finding]:
     names = [part.name for part in base.parts]
     parts = [part for part in variant.parts if part.name not in names]
     system = variant.system if len(parts) == len(variant.parts) else ""
-    return [Finding(part.name, system or part.where, part.fix, evidence) for part in parts]
+    return [
+        Finding(part.name, system or part.where, part.fix, evidence, interface="batch_first" in part.knobs)
+        for part in parts
+    ]
 
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:

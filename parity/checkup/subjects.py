@@ -14,7 +14,6 @@ import functools
 import importlib
 import inspect
 import itertools
-import operator
 import os
 import sys
 import warnings
@@ -236,6 +235,7 @@ class Reader:
         self.chosen: dict[tuple[Any, ...], Layout] = {}  # what was found right, by configuration
         self.biased = True  # False where it has no biases, whatever is asked
         self.said: list[str] = []
+        self.heads: tuple[str, ...] = ()  # Linears on the output, which are left out
 
     def module(self, **arguments: Any) -> nn.Module:
         """Make a module with torch.nn's parameters."""
@@ -348,14 +348,26 @@ class Reader:
         try:
             if positional and given and taken:
                 given, positional = given | dict(zip(taken, positional, strict=False)), ()
-            module = self.target(*positional, **given)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # parameters that torch.nn has not are the same in each
+                module = self.target(*positional, **given)
         except Exception as error:  # whatever a person's constructor raises
             raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error
         if not isinstance(module, nn.Module):
             raise IncomparableError(f"{module!r} is no torch.nn.Module")
+        for name in self.heads:
+            module.set_submodule(name, nn.Identity())
         if isinstance(module, torch.jit.ScriptModule):
             raise IncomparableError("a ScriptModule's parameters cannot be exchanged: give the class before scripting")
         return module
+
+    def find_heads(self) -> tuple[str, ...]:
+        """Name the Linears that take a state and give anything but gates: a classifier's head."""
+        module = self.construct({"input_size": 5, "hidden_size": 7})
+        return tuple(
+            name for name, child in module.named_modules()
+            if isinstance(child, nn.Linear) and child.in_features in (7, 14) and child.out_features % 7
+        )  # fmt: skip
 
     def lines(self) -> Iterator[str]:
         yield from self.said
@@ -533,7 +545,11 @@ def state_of_pair(result: Any) -> Any:
     return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
-swapped = operator.methodcaller("transpose", 0, 1)
+def swapped(tensor: Tensor) -> Tensor:
+    """Exchange steps and rows; the last step alone has no steps."""
+    return tensor.transpose(0, 1) if tensor.dim() > 2 else tensor
+
+
 #: Of layers. Those that change how many arguments there are come first.
 CONVENTIONS = (
     Convention(

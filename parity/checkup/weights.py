@@ -141,7 +141,7 @@ def readings(own: Shapes, shapes: Shapes, kind: str, module: nn.Module | None = 
     if not found:
         raise UnreadableError(problem)
     found = [replace(layout, extras=layout.extras + aside) for layout in found]
-    fills = (0.0, 1.0, None) if found[0].extras else (None,)
+    fills = (0.0, 1.0, None) if found[0].extras and not aside else (None,)  # a normalisation by 0 leaves nothing
     return [replace(layout, fill=fill) for fill in fills for layout in found]
 
 

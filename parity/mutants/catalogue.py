@@ -539,6 +539,16 @@ def merged(w: Weights, slot: str, example: Example) -> Weights:
 ONE_BIAS = Mutant("one bias", "cell", "Gg", {"read": merged}, planted=False)
 
 
+def last_step(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
+    """Keep the last step of the output alone."""
+    steps = -2 if example.batch_first or results["output"].dim() < 3 else -3
+    return {"output": results["output"].select(steps, -1)}
+
+
+#: No mistake in the numbers: what a module shows that returns the last step of its output alone.
+LAST_STEP = Mutant("the last step alone", "stack", LAYERS, {"result": last_step}, planted=False)
+
+
 # What has a constant of its own, to be read off the numbers -----------------------------------------------------------
 
 
