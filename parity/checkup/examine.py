@@ -121,8 +121,7 @@ def examine(
             doctor.add(finding)
     if doctor.output_alone:
         diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
-    understood = diagnosis.variant is not None and not doctor.output_alone
-    chosen = cases(subject, diagnosis, size, device) if understood else []
+    chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu", device)
         relu.always = doctor.always
