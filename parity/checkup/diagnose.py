@@ -560,6 +560,7 @@ class Doctor:
                     fix = "return a PackedSequence for a PackedSequence"
                     evidence = f"{probe.name}: {what}"
                     self.add(Finding("a packed input comes back padded", "", fix, evidence, interface=True))
+                    self.diagnosis.not_offered["packed"] = "a packed input comes back padded"
                 else:
                     fix = "refuse what is not offered, or return torch.nn's shape"
                     self.add(Finding(f"{probe.name}: {what}", "", fix, "and no exception was raised"))
