@@ -586,21 +586,21 @@ class Doctor:
 
         In one step, no weight of the state may matter where the state is zero, none of the input where that is zero.
         """
-        if probe is not BASE:
+        if layout.how == "by their order" or set(probe.options) - {"layers", "bidirectional", "hx"}:
             return layout.how != "by their order"
-        case, drawn = self.draw(BASE, 0)
+        case, drawn = self.draw(probe, 0)
         drawn = drawn if case.is_cell else one_step(drawn)
         zero_h = (0 * drawn.hx[0], *drawn.hx[1:]) if drawn.hx else ()
+        first = "weight_ih" if case.is_cell else "weight_ih_l0"
 
         def silent(problem: Draw, stem: str) -> bool:
             moved = {name: w + 1 if name.startswith(stem) else w for name, w in problem.weights.items()}
             before, after = (_values(self.run(case, each)) for each in (problem, replace(problem, weights=moved)))
             return all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in before)
 
-        still = silent(replace(drawn, hx=zero_h), "weight_hh") and silent(
-            replace(drawn, input=0 * drawn.input), "weight_ih"
-        )
-        return still and not silent(drawn, "weight_ih")
+        still = silent(replace(drawn, hx=zero_h), "weight_hh")
+        still = still and silent(replace(drawn, input=0 * drawn.input), first)
+        return still and not silent(drawn, first)
 
     def reconsider(self, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
         """Tell apart by these numbers names that meant the same so far."""

@@ -267,12 +267,12 @@ class Reader:
         """Read all parameters in one of the ways that are open."""
         parts: dict[str, Part] = {}
         extras: list[str] = []
-        roles: dict[str, tuple[str, ...]] = {}  # the sources of a matrix by its name without digits
+        roles: dict[str, tuple[str, ...]] = {}  # the sources of matrices of layers below, by name
         for slot, suffix in enumerate(self.suffixes):
             members = [name for name in self.names if slots[name] == slot]
             matrices = self._matrices(members, slot, turned, naming, roles)
             for name, (sources, k, turn) in matrices.items():
-                roles.setdefault(template(name), sources)
+                roles[name] = sources
                 parts[name] = Part(name, suffix, joined if sources == ("ih", "hh") else sources, "?" * k, turn)
             self._label(parts, [name for name in matrices if parts[name].gates], naming)
             held = "".join(p.gates for p in parts.values() if p.slot == suffix and "ih" in p.sources)
@@ -304,7 +304,7 @@ class Reader:
         taken: dict[str, tuple[tuple[str, ...], int, tuple[int, int, int]]] = {}
         held: dict[str, int] = {"ih": 0, "hh": 0}
         for name, found in fits.items():
-            hint = roles.get(template(name)) or (source_hint(name) if naming else None)
+            hint = role_below(name, roles) or (source_hint(name) if naming else None)
 
             def rank(
                 fit: tuple[tuple[str, ...], int, tuple[int, int, int]], hint: tuple[str, ...] | None = hint
@@ -386,8 +386,22 @@ def merges(shape: tuple[int, ...], sizes: list[int], turn: tuple[int, ...]) -> b
     return position == len(axes)
 
 
-def template(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
+def role_below(name: str, roles: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the sources of a matrix whose name differs in one number alone: that of the layer."""
+
+    def pieces(text: str) -> list[str]:
+        return re.split(r"(\d+)", text)
+
+    for other, sources in roles.items():
+        apart = [(a, b) for a, b in zip(pieces(name), pieces(other), strict=False) if a != b]
+        if (
+            len(pieces(name)) == len(pieces(other))
+            and len(apart) == 1
+            and apart[0][0].isdigit()
+            and apart[0][1].isdigit()
+        ):
+            return sources
+    return None
 
 
 def stem(name: str) -> str:

@@ -88,6 +88,17 @@ def test_layers_in_lists_and_directions_by_name():
     assert lines(both, "RNN", bidirectional=True)[0] == "bw.x = weight_ih_l0_reverse"
 
 
+def test_a_number_within_a_layer_is_not_the_layers_number():
+    """Above the first layer both matrices of a gate are of one shape: the layer below tells them apart."""
+    own = {
+        f"layers.{layer}.{gate}.{k}.weight": (7, 5 if layer == k == 0 else 7)
+        for layer in (0, 1) for gate in ("reset", "update", "new") for k in (0, 1)
+    }  # fmt: skip
+    read = lines(own, "GRU", layers=2)
+    assert "layers.1.reset.0.weight = weight_ih_l1[gate r]" in read
+    assert "layers.1.new.1.weight = weight_hh_l1[gate n]" in read
+
+
 def test_a_module_is_asked_for_its_layers():
     module = nn.ModuleList()
     net = nn.LSTM(5, 7, 2)
