@@ -221,6 +221,7 @@ class Doctor:
         self.progress("constructing it")
         try:
             self.begin()
+            self.progress("its first calls")
             self.settle()
             self.calm()
             self.read(BASE)
