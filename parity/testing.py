@@ -38,4 +38,5 @@ class ParityTests:
 
     def test_every_case_that_is_offered_agrees(self) -> None:
         checkup = self.checkup()
+        assert checkup.outcome != "unread", f"\n{checkup}"
         assert all(row.verdict.passes for row in checkup.rows), f"\n{checkup}"

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..grid import cases as grid
-from ..grid.cases import Case
+from ..grid.cases import CLASSES, Case
 from ..grid.compare import Difference, Result, judge
 from ..grid.engine import environment
 from ..grid.verdict import Verdict
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
 from .diagnose import BASE, Diagnosis, Doctor
+from .habits import habits
 from .record import Checkup, Row
 from .search import Finding
 from .subjects import Subject, WeightMap
@@ -31,9 +33,11 @@ PEDANTIC = {"warnings", "contiguous", "structure"}
 #: Options by the probe that finds out whether they are offered.
 FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("no bias", lambda case: not case.bias),
+    ("bias", lambda case: case.bias),
     ("no hx", lambda case: not case.hx),
     ("hx", lambda case: case.hx),
     ("two layers", lambda case: case.layers > 1),
+    ("three layers", lambda case: case.layers > 2),
     ("two directions", lambda case: case.bidirectional),
     ("unbatched", lambda case: case.form == "unbatched"),
     ("batch_first, no hx", lambda case: case.batch_first),
@@ -42,7 +46,10 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("projection", lambda case: case.kind == "LSTM-proj"),
     ("dropout, one layer", lambda case: bool(case.dropout)),
 )
-QUICK_SPECIALS = ("", "one_step", "long", "wide", "noncontiguous", "frozen_input", "loss_h_n", "second_call")
+QUICK_SPECIALS = (
+    "",
+    *(name for name in grid.SPECIALS if name not in ("autocast", "inference", "empty_batch", "keywords")),
+)
 
 
 def check(
@@ -54,23 +61,30 @@ def check(
     seed: int = 0,
     raises: bool = True,
     device: str = "cpu",
+    init: dict[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> Checkup:
     """Check a class, a function or `PKG.MOD:NAME` against torch.nn.
 
     as_         torch.nn's name for it (LSTM, GRUCell, ...), where its own doesn't say
     weight_map  torch.nn's weights by name -> the subject's parameters by name; found from names and shapes otherwise
     grid        quick, or full: every case that the subject offers
-    raises      AssertionError with the report if the subject is not torch.nn's
+    raises      AssertionError with the report if the subject is not torch.nn's, or could not be compared
     device      where torch.nn and the subject run
+    init        more arguments of its constructor
+    progress    is told what is being done
 
     For a test of one's own: `def test_parity(): parity.check(MyLSTM)`.
     """
     start = time.monotonic()
-    subject = subjects.adapt(target, as_, weight_map)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        checkup = examine(subject, grid, seed, device)
+        subject = subjects.adapt(target, as_, weight_map, init)
+        checkup = examine(subject, grid, seed, device, progress)
+    except (subjects.IncomparableError, SystemExit) as error:
+        text = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
+        checkup = incomparable(target, as_, text)
     finally:
         torch.set_num_threads(threads)
     checkup.seconds = time.monotonic() - start
@@ -79,43 +93,78 @@ def check(
     return checkup
 
 
-def examine(subject: Subject, size: str, seed: int, device: str = "cpu") -> Checkup:
+def incomparable(target: Any, as_: str | None, text: str) -> Checkup:
+    """Return the checkup of what could not be compared."""
+    name = target.rpartition(":")[2] if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
+    known = (cls for cls in reversed(CLASSES) if cls.lower() in name.lower())
+    class_name = as_ or next(known, "LSTM, GRU or RNN")
+    subject = Subject(name, class_name, torch.nn.Identity)
+    return Checkup(name, class_name, Diagnosis(subject, unread=text))
+
+
+def examine(
+    subject: Subject, size: str, seed: int, device: str = "cpu", progress: Callable[[str], None] = lambda what: None
+) -> Checkup:
     """Check a subject, on one thread."""
-    doctor = Doctor(subject, seed, device=device)
+    doctor = Doctor(subject, seed, device=device, progress=progress)
     diagnosis = doctor.diagnose()
     for name, value in subject.defaults.items():
         fix = f"let {name} default to {subjects.DEFAULTS[name]!r}, as in torch.nn, or pass it"
-        diagnosis.findings.append(Finding(f"{name} is {value!r} where nothing is said", "", fix))
-    checkup = Checkup(
-        subject.name, subject.class_name, diagnosis, subject.notes, seed=seed, environment=environment(device)
-    )
-    offered = doctor.subject.namespace
-    if BASE.name in diagnosis.errors:
+        diagnosis.findings.append(Finding(f"{name} is {value!r} where nothing is said", "", fix, interface=True))
+    checkup = Checkup(subject.name, subject.class_name, diagnosis, seed=seed, environment=environment(device))
+    if diagnosis.unread:
+        if subjects.GIVE_A_MAP in diagnosis.unread and subject.reader is not None:
+            checkup.template = subject.reader.template()
         return checkup
+    if not doctor.output_alone and doctor.subject.reader is not None and doctor.diagnosis.variant is not None:
+        for finding in habits(doctor):
+            doctor.add(finding)
     if doctor.output_alone:
         diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu", device)
+        relu.always = doctor.always
         if not relu.run(*relu.draw(BASE, 0)).tensors:
             diagnosis.not_offered["relu"] = "no argument nonlinearity"
             chosen = [case for case in chosen if not case.kind.endswith("relu")]
-    checkup.rows = rows([judge(case, offered, seed=seed) for case in chosen], diagnosis)
+    results = []
+    for number, case in enumerate(chosen):
+        progress(f"case {number + 1} of {len(chosen)}")
+        results.append(judge(case, doctor.subject.namespace, doctor.reference, seed))
+    checkup.rows = rows(results, diagnosis)
+    diagnosis.noted += noted(subject)
+    progress("where it begins")
     measure(checkup, doctor)
+    checkup.notes = subject.notes
     return checkup
+
+
+def noted(subject: Subject) -> list[str]:
+    """Say what torch.nn does and a person's module need not, where it differs."""
+    if subject.reader is None:
+        return []
+    torch.manual_seed(0)
+    module = subject.reader.construct({"input_size": 50, "hidden_size": 64})
+    flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    usual = flat.abs().max() <= 1 / 8 and abs(flat.std() - 1 / 8 / 3**0.5) < 0.002
+    lines = [] if usual else ["initial weights are drawn otherwise than torch.nn's, uniform within 1/sqrt(hidden_size)"]
+    return [*lines, "not looked at: what refused calls say, the order of keys"]
 
 
 def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu") -> list[Case]:
     """Choose the cases that the subject offers: all of them, or a subset that covers all pairs of options."""
     lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
-    offered = [
-        case
-        for case in grid.grid(device)
-        if case.class_name == subject.class_name and not any(applies(case) for applies in lacking)
-    ]
+    every = (case for case in grid.grid(device) if case.class_name == subject.class_name)
+    if "two layers" in diagnosis.not_offered:  # special circumstances are of two layers in the grid
+        every = (replace(case, layers=1) if case.special else case for case in every)
+    if "bias" in diagnosis.not_offered:
+        every = (replace(case, bias=False) if case.special else case for case in every)
+    offered = [case for case in dict.fromkeys(every) if not any(applies(case) for applies in lacking)]
     if size == "full":
         return [case for case in offered if not case.dtype.startswith("complex")]
     few = [c for c in offered if c.dtype in ("float64", "float32") and not c.onednn and c.special in QUICK_SPECIALS]
+    few = [c for c in few if not c.special or not (c.batch_first or c.kind == "LSTM-proj")]
     return few if len(few) < 60 else grid.quick(few, strength=2)
 
 
@@ -165,14 +214,14 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
     """Locate the first difference, follow the error in time, shrink the first failing problem."""
     diagnosis, offered = doctor.diagnosis, doctor.subject.namespace
     base_case, _ = doctor.draw(BASE, 0)
-    grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed)
+    grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed, doctor.reference)
     if grown is not None:
         checkup.growth, checkup.ulps = grown
     for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.not_offered)):
         if checkup.same or (doctor.subject.is_cell and probe is not BASE):
             break
         case, drawn = doctor.draw(probe, 0)
-        smallest = shrink.shrink(offered, case, drawn)
+        smallest = shrink.shrink(offered, case, drawn, doctor.reference)
         if smallest is not None:
             example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)
             checkup.location = locate.first_difference(case, example, seen, diagnosis.variant, 1e-9)

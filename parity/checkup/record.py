@@ -50,6 +50,7 @@ class Checkup:
     ulps: Counter[int] = field(default_factory=Counter)
     script: str = ""
     smallest: Smallest | None = None
+    template: str = ""  # a weight map to be filled in
     seed: int = 0
     seconds: float = 0.0
     environment: dict[str, Any] = field(default_factory=environment)
@@ -59,30 +60,45 @@ class Checkup:
         return Counter(row.verdict for row in self.rows)
 
     @property
+    def outcome(self) -> str:
+        """Say same, different, or unread: nothing could be compared."""
+        if self.diagnosis.unread:
+            return "unread"
+        return "same" if self.diagnosis.same and all(row.verdict.passes for row in self.rows) else "different"
+
+    @property
     def same(self) -> bool:
-        return self.diagnosis.same and all(row.verdict.passes for row in self.rows)
+        return self.outcome == "same"
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.same else 1
+        return ("same", "different", "unread").index(self.outcome)
 
     @property
     def verdict(self) -> str:
         """Say in one sentence whether the subject is torch.nn's."""
-        if not self.same:
-            names = self.diagnosis.names
-            return f"{self.subject} is not torch.nn.{self.class_name}" + (f": {'; '.join(names)}" if names else "")
+        torchs = f"torch.nn.{self.class_name}"
+        if self.outcome == "unread":
+            return f"{self.subject} could not be compared with {torchs}: {self.diagnosis.unread}"
+        names = self.diagnosis.names
+        if self.outcome == "different":
+            if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
+                return f"The numbers of {self.subject} are {torchs}'s, the interface differs: {'; '.join(names)}"
+            return f"{self.subject} is not {torchs}" + (f": {'; '.join(names)}" if names else "")
         worst = max(
             (row.verdict for row in self.rows if row.verdict is not Verdict.NOT_OFFERED), default=Verdict.ROUNDING
         )
         lacking = " in what it offers" if self.diagnosis.not_offered else ""
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
-        return f"{self.subject} is torch.nn.{self.class_name}{lacking}, {how}"
+        return f"{self.subject} is {torchs}{lacking}, {how}"
 
     @property
     def summary(self) -> str:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
-        return f"{len(self.rows)} cases: {counts}" if self.rows else "no cases were run"
+        if self.rows:
+            return f"{len(self.rows)} cases: {counts}"
+        alone = "gradients and the grid" in self.diagnosis.not_offered
+        return "no case was run" + ": the output is returned alone" * alone
 
     @property
     def footer(self) -> str:
@@ -98,6 +114,8 @@ class Checkup:
             parts += [f"? {other}", ""]
         if self.rows:
             parts += [self.summary, table(self), ""]
+        elif self.outcome != "unread":
+            parts += [self.summary, ""]
             bad = [row for row in self.rows if not row.verdict.passes]
             if bad and self.diagnosis.same:  # nothing has a name: then the cases have to speak
                 parts += [f"{row.verdict.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
@@ -112,11 +130,17 @@ class Checkup:
         if self.location:
             yield Section("First difference", [str(self.location)])
         if self.growth and self.growth.kind != "none":
-            yield Section(f"Error over {len(self.growth.errors)} steps of float32", [str(self.growth)])
+            yield Section(f"Over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
         if self.notes:
-            yield Section("Read as", self.notes)
+            yield Section("Its parameters are", self.notes)
+        if self.diagnosis.noted:
+            yield Section("Beside the verdict", self.diagnosis.noted)
+        if self.template:
+            yield Section(
+                "A weight map to fill in, for --map FILE.py:weights", self.template.splitlines(), is_code=True
+            )
         if self.script:
             yield Section("The smallest case, with torch alone", self.script.splitlines(), is_code=True)
 

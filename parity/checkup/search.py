@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..mutants.catalogue import CATALOGUE
+from ..mutants.catalogue import CATALOGUE, FAMILIES
 from ..mutants.definition import Example
 from ..mutants.mutant import Mutant
-from ..mutants.orders import Order, orders
+from ..mutants.orders import SYSTEMS, Order, orders
 from ..mutants.variants import Variant, catalogue, compatible, define
 
 MARGIN = 100.0
@@ -27,6 +28,7 @@ class Finding:
     where: str  # the systems of which it is the convention
     fix: str
     evidence: str = ""
+    interface: bool = False  # the numbers are right, their place or shape is not torch.nn's
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -49,8 +51,8 @@ class Search:
 
     @property
     def near(self) -> str:
-        """Name the nearest variant, if it comes nearer than torch.nn."""
-        return self.nearest.name if self.nearest is not None and self.distance < self.error else ""
+        """Name the nearest variant, if it explains most of the difference."""
+        return self.nearest.name if self.nearest is not None and self.distance < 0.1 * self.error else ""
 
     def findings(self, base: Variant, place: str = "", also: str = "") -> list[Finding]:
         """List what the accepted variant has and `base` has not; a whole system's habits with that system's name."""
@@ -64,13 +66,16 @@ def findings(variant: Variant, base: Variant, evidence: str) -> list[Finding]:
     names = [part.name for part in base.parts]
     parts = [part for part in variant.parts if part.name not in names]
     system = variant.system if len(parts) == len(variant.parts) else ""
-    return [Finding(part.name, system or part.where, part.fix, evidence) for part in parts]
+    return [
+        Finding(part.name, system or part.where, part.fix, evidence, interface="batch_first" in part.knobs)
+        for part in parts
+    ]
 
 
 def tolerance(example: Example, eps: float = torch.finfo(torch.float64).eps) -> float:
     """Estimate what rounding may do: a random walk of the roundings, with room for the ill-conditioned."""
     steps = 1 if example.is_cell else max(example.rows.shape[:-1])
-    return 256 * eps * math.sqrt(steps * len(example.slots))
+    return 1024 * eps * math.sqrt(steps * len(example.slots))
 
 
 def distance(expected: dict[str, Tensor], seen: dict[str, Tensor], orders: int = 0) -> Tensor:
@@ -98,8 +103,13 @@ def search(
     again: Iterable[tuple[Example, dict[str, Tensor]]] = (),
     eps: float = torch.finfo(torch.float64).eps,
     most: int = 2,
+    seconds: float = 6.0,
 ) -> Search:
-    """Search for the variant that shows `seen` on `example`, beginning from `base`, with `most` deviations added."""
+    """Search for the variant that shows `seen` on `example`, beginning from `base`, with `most` deviations added.
+
+    Pairs are tried for so many seconds of the processor's, those of known systems first.
+    """
+    start = time.process_time()
     allowed = tolerance(example, eps)
     error = error_of(base, example, seen)
     if error <= allowed:
@@ -109,9 +119,11 @@ def search(
     known = [deviation for deviation in catalogue(example.kind, levels) if deviation not in base.deviations]
     found: list[tuple[float, Variant]] = []
     for size in range(most + 1):
-        for extra in itertools.combinations(known, size):
+        for extra in sorted(itertools.combinations(known, size), key=lambda some: not _of_a_system(some)):
             deviations = base.deviations + extra
             if not compatible(deviations):
+                continue
+            if size > 1 and ("read" in extra[0].knobs or time.process_time() - start > seconds):
                 continue
             distances = errors_of_orders(deviations, tried, example, seen)
             near = distances.argsort()[:3] if len(tried) > 1 else [0]
@@ -133,9 +145,41 @@ def search(
     return Search(error, best if accepted else None, best, found[0][0], runner_up, tuple(fits[1:]), rivals)
 
 
+def fit(
+    examples: Sequence[Example],
+    seen: Sequence[dict[str, Tensor]],
+    base: Variant,
+    step: tuple[Example, dict[str, Tensor]],
+) -> Variant | None:
+    """Find the variant with a constant of its own, which is read off one step and must explain all that is seen."""
+    one, shown = step
+    expected = base.run(one)
+    for family in FAMILIES:
+        if one.kind[0].lower() not in family.initials.lower():
+            continue
+        try:
+            guess = family.guess(shown, expected, one).double().flatten()
+        except (RuntimeError, KeyError, ValueError, IndexError):
+            continue
+        constant = float(f"{guess[guess.isfinite()].median():.6g}") if guess.isfinite().any() else 0.0
+        member = family.member(constant)
+        if not constant or not compatible((*base.deviations, member)):
+            continue
+        variant = Variant(base.order, (*base.deviations, member))
+        if all(error_of(variant, e, s) <= tolerance(e) for e, s in zip(examples, seen, strict=True)):
+            return variant
+    return None
+
+
+def _of_a_system(deviations: tuple[Mutant, ...]) -> bool:
+    """Say whether some system does all of this."""
+    names = {deviation.name for deviation in deviations}
+    return any(names <= set(also) for _, _, also in SYSTEMS)
+
+
 def _position(variant: Variant) -> tuple[int, ...]:
     """Order equally simple names by the catalogue."""
-    return tuple(CATALOGUE.index(deviation) for deviation in variant.deviations)
+    return tuple(CATALOGUE.index(one) if one in CATALOGUE else -1 for one in variant.deviations)
 
 
 def error_of(variant: Variant, example: Example, seen: dict[str, Tensor]) -> float:

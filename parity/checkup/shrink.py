@@ -50,23 +50,23 @@ def differing(ours: Observations, theirs: Observations, tolerance: float = 1e-6)
     return ""
 
 
-def attempt(subject: Any, case: Case, drawn: Draw) -> Smallest | None:
+def attempt(subject: Any, case: Case, drawn: Draw, reference: Any = torch.nn) -> Smallest | None:
     """Run a problem on both sides. None if they don't differ."""
-    theirs, ours = (observe(namespace, case, drawn, EXACT) for namespace in (torch.nn, subject))
+    theirs, ours = (observe(namespace, case, drawn, EXACT) for namespace in (reference, subject))
     tensor = differing(ours, theirs)
     return Smallest(case, drawn, ours, theirs, tensor) if tensor else None
 
 
-def shrink(subject: Any, case: Case, drawn: Draw) -> Smallest | None:
+def shrink(subject: Any, case: Case, drawn: Draw, reference: Any = torch.nn) -> Smallest | None:
     """Take away what can be taken away while the subject still differs. None if it doesn't differ to begin with."""
-    best = attempt(subject, case, drawn)
+    best = attempt(subject, case, drawn, reference)
     if best is None:
         return None
 
     def better(case: Case, drawn: Draw) -> bool:
         """Keep a simpler problem, unless it shows a gradient alone where a value differed."""
         nonlocal best
-        found = attempt(subject, case, drawn)
+        found = attempt(subject, case, drawn, reference)
         if found is None or best is None or (found.is_gradient and not best.is_gradient):
             return False
         best = found

@@ -8,16 +8,17 @@ torch.nn's layout.
 
 from __future__ import annotations
 
+import ast
+import difflib
+import functools
 import importlib
 import inspect
 import itertools
-import operator
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..grid.cases import CLASSES
 from ..mutants.definition import GATES
+from .weights import Layout, UnreadableError, infer, readings
+
+__all__ = ["infer"]
 
 WeightMap = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEFAULTS = {
@@ -38,6 +43,35 @@ class NotOfferedError(Exception):
     """The subject has no such option: it cannot be built that way."""
 
 
+class IncomparableError(Exception):
+    """Nothing can be compared; the text says why, and what to do."""
+
+
+class IgnoredError(NotOfferedError):
+    """The constructor takes an option and does nothing about it."""
+
+
+#: Other names of options and of sizes in people's constructors.
+ALIASES = {
+    "num_layers": ("n_layers", "nlayers", "layers", "depth", "n_layer", "num_layer"),
+    "bias": ("use_bias", "with_bias"),
+    "dropout": ("p", "p_drop", "drop", "dropout_p", "drop_prob", "dropout_rate"),
+    "bidirectional": ("bidir", "bi", "is_bidirectional"),
+    "proj_size": ("proj", "proj_dim", "projection_size", "n_proj"),
+    "nonlinearity": ("activation", "act"),
+    "batch_first": (),
+}
+INPUTS = (
+    "input_size", "input_dim", "input_sz", "in_dim", "n_in", "in_features", "in_size", "inp_size", "n_inputs",
+    "num_inputs", "n_input", "n_x", "input_features", "in_channels", "d_in", "embed_size", "emb_size",
+)  # fmt: skip
+HIDDENS = (
+    "hidden_size", "hidden_dim", "hidden_sz", "hid_dim", "n_hid", "n_hidden", "hid_size", "hidden", "units",
+    "num_units", "n_units", "num_hiddens", "n_h", "n_out", "state_size", "hidden_features", "hidden_channels",
+    "d_hidden", "rnn_size", "nhid", "hid", "out_features",
+)  # fmt: skip
+
+
 @dataclass
 class Subject:
     """What is tested: `namespace` holds one class under torch.nn's name for it."""
@@ -45,7 +79,7 @@ class Subject:
     name: str
     class_name: str  # torch.nn's name: LSTM, GRUCell, ...
     make: Callable[..., nn.Module]  # torch.nn's keyword arguments -> a module with torch.nn's parameters
-    notes: list[str] = field(default_factory=list)  # how it was adapted, for the report
+    reader: Reader | None = None  # how its parameters are read; None where it has torch.nn's by definition
     defaults: dict[str, Any] = field(default_factory=dict)  # those of its constructor that are not torch.nn's
 
     @property
@@ -60,107 +94,349 @@ class Subject:
     def namespace(self) -> SimpleNamespace:
         return SimpleNamespace(**{self.class_name: self.make})
 
+    @property
+    def notes(self) -> list[str]:
+        """Say how its parameters are read, for the report."""
+        return [] if self.reader is None else list(self.reader.lines())
+
 
 def load(path: str) -> Any:
-    """Return the object `PKG.MOD:NAME` or `FILE.py:NAME`."""
+    """Return the object `PKG.MOD:NAME` or `FILE.py:NAME`. ValueError, in one line, if there is none."""
     module, _, name = path.rpartition(":")
+    if path.endswith(".py") or (module and not name):
+        file = module or path
+        raise ValueError(f"{path}: expected {file}:NAME; {_classes_of(file)}")
     if not module:
-        raise ValueError(f"{path!r}: expected PKG.MOD:NAME")
+        raise ValueError(f"{path!r}: expected PKG.MOD:NAME or FILE.py:NAME")
     if module.endswith(".py"):
+        if not os.path.exists(module):
+            raise ValueError(f"{module}: there is no such file")
         sys.path.insert(0, os.path.dirname(os.path.abspath(module)))
         module = os.path.basename(module).removesuffix(".py")
     elif os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(module), name)
+    try:
+        found = importlib.import_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # whatever importing a person's file raises
+        raise ValueError(f"importing {module}: {type(error).__name__}: {error}") from None
+    if not hasattr(found, name):
+        near = difflib.get_close_matches(name, vars(found), 1)
+        also = f": did you mean {near[0]}?" if near else f"; {_classes_of(getattr(found, '__file__', '') or '')}"
+        raise ValueError(f"{module} has no {name}{also}")
+    return getattr(found, name)
 
 
-def adapt(target: Any, as_: str | None = None, weight_map: WeightMap | None = None) -> Subject:
-    """Make a subject of a class or a function. `as_` is torch.nn's name for it, where its own name doesn't say.
+def anywhere(path: str) -> str:
+    """Return the path of a subject such that it can be loaded from any folder."""
+    module, colon, name = path.rpartition(":")
+    return f"{os.path.abspath(module)}{colon}{name}" if module.endswith(".py") else path
 
-    ValueError if the kind cannot be told from the name.
+
+def _classes_of(file: str) -> str:
+    """List the classes and functions of a file, without running it."""
+    try:
+        with open(file) as source:
+            tree = ast.parse(source.read())
+    except (OSError, SyntaxError, ValueError):
+        return "it cannot be read"
+    names = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    return f"it has {', '.join(names)}" if names else "it has no class"
+
+
+def adapt(
+    target: Any, as_: str | None = None, weight_map: WeightMap | None = None, init: dict[str, Any] | None = None
+) -> Subject:
+    """Make a subject of a class, of a function that computes, or of one (input_size, hidden_size, ...) that makes one.
+
+    `as_` is torch.nn's name for it, where its own name doesn't say; `init` has more arguments of its constructor.
+    ValueError if the kind cannot be told from the name. IncomparableError for what can't be constructed anew.
     """
     target = load(target) if isinstance(target, str) else target
-    name = getattr(target, "__name__", type(target).__name__)
-    class_name = as_ or _guess(target, name)
-    if not isinstance(target, type):
+    if isinstance(target, nn.Module):
+        raise IncomparableError(
+            f"this is an instance of {type(target).__name__}, of one size; give its class, or a function that makes "
+            "one of any size: lambda input_size, hidden_size: ..."
+        )
+    if not callable(target):
+        raise IncomparableError(f"{target!r} is neither a class nor a function")
+    whole = target.func if isinstance(target, functools.partial) else target
+    name = getattr(whole, "__name__", type(whole).__name__)
+    makes = isinstance(whole, type) or _is_factory(target)
+    class_name = known_name(as_) if as_ else _guess(whole, name, target if makes else None, init or {})
+    if not makes:
         return Subject(name, class_name, lambda **arguments: FunctionSubject(target, class_name, arguments))
-    notes: list[str] = []
-
-    def make(**arguments: Any) -> nn.Module:
-        return _module(target, class_name, arguments, weight_map, notes)
-
-    return Subject(name, class_name, make, notes, _defaults(target))
+    reader = Reader(target, class_name, weight_map, init or {})
+    return Subject(name, class_name, reader.module, reader, _defaults(target, init or {}))
 
 
-def _defaults(cls: type) -> dict[str, Any]:
+def known_name(text: str) -> str:
+    """Return torch.nn's class of this name, whatever its case. ValueError with those that there are."""
+    for name in CLASSES:
+        if name.lower() == text.lower():
+            return name
+    raise ValueError(f"there is no torch.nn class {text!r} to compare with, only {', '.join(CLASSES)}")
+
+
+def _is_factory(target: Any) -> bool:
+    """Say whether a function of two sizes makes a module."""
+    if isinstance(target, functools.partial):
+        return isinstance(target.func, type)
+    try:
+        return isinstance(target(5, 7), nn.Module)
+    except Exception:  # a function that computes wants three arguments, of which the first is a tensor
+        return False
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(target).parameters)
+    except (ValueError, TypeError):
+        return {}
+
+
+def _options(target: Any) -> dict[str, str]:
+    """Return the options of torch.nn that a constructor has, by their names there."""
+    own = _parameters(target)
+    names = {option: next((n for n in (option, *ALIASES.get(option, ())) if n in own), "") for option in DEFAULTS}
+    return {option: name for option, name in names.items() if name}
+
+
+def _defaults(target: Any, init: dict[str, Any]) -> dict[str, Any]:
     """Return the defaults of a constructor's options that are not torch.nn's."""
-    own = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
-    options = own.keys() & DEFAULTS.keys() - {"device", "dtype"}
-    return {name: own[name] for name in sorted(options) if own[name] not in (DEFAULTS[name], inspect.Parameter.empty)}
+    own = {name: parameter.default for name, parameter in _parameters(target).items()}
+    options = {option: own[name] for option, name in _options(target).items() if name not in init}
+    return {
+        option: default for option, default in sorted(options.items())
+        if option not in ("device", "dtype", "proj_size", "nonlinearity")
+        and default not in (DEFAULTS[option], inspect.Parameter.empty, None)
+    }  # fmt: skip
 
 
-def _guess(target: Any, name: str) -> str:
+def _guess(target: Any, name: str, makes: Any, init: dict[str, Any]) -> str:
     """Guess torch.nn's class that `target` is meant to be, by its name or that of a class it is derived from."""
     words = [name.upper(), *(base.__name__.upper() for base in getattr(target, "__mro__", ()))]
+    if makes is not None and not isinstance(target, type):
+        words.append(type(makes(5, 7)).__name__.upper())
     for word, kind in itertools.product(words, GATES):
         if kind in word:
             return f"{kind}Cell" if word.endswith("CELL") else kind
     raise ValueError(f"is {name} an LSTM, a GRU or an RNN? Say so with --as (as_=)")
 
 
-def _module(
-    cls: type, class_name: str, arguments: dict[str, Any], weight_map: WeightMap | None, notes: list[str]
-) -> nn.Module:
-    arguments = dict(arguments)
-    dtype, device = arguments.pop("dtype", None) or torch.float32, arguments.pop("device", None)
-    reference = _reference(class_name, arguments)
-    shapes = {name: tuple(parameter.shape) for name, parameter in reference.named_parameters()}
-    module = _construct(cls, arguments).to(device, dtype)
-    own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    if weight_map is None and list(own.items()) == list(shapes.items()):
+class Reader:
+    """Makes modules of a class (or by a function) with torch.nn's parameters, however its own are laid out."""
+
+    def __init__(self, target: Any, class_name: str, weight_map: WeightMap | None, init: dict[str, Any]) -> None:
+        self.target, self.class_name, self.weight_map, self.init = target, class_name, weight_map, init
+        self.readings: dict[tuple[Any, ...], list[Layout]] = {}  # by configuration: the likeliest first, or the chosen
+        self.style: tuple[Any, ...] = ()  # of the reading that was found right
+        self.chosen: dict[tuple[Any, ...], Layout] = {}  # what was found right, by configuration
+        self.biased = True  # False where it has no biases, whatever is asked
+        self.said: list[str] = []
+        self.heads: tuple[str, ...] = ()  # Linears on the output, which are left out
+
+    def module(self, **arguments: Any) -> nn.Module:
+        """Make a module with torch.nn's parameters."""
+        arguments = dict(arguments)
+        dtype, device = arguments.pop("dtype", None) or torch.float32, arguments.pop("device", None)
+        if not self.biased and arguments.get("bias", True):
+            raise NotOfferedError("it has no biases")
+        reference = reference_of(self.class_name, arguments)
+        module = self.construct(arguments).to(device, dtype)
+        own, shapes = shapes_of(module), shapes_of(reference)
+        if self.weight_map is None and list(own.items()) == list(shapes.items()):
+            return module
+        if self.weight_map is not None:
+            return MappedSubject(module, reference, self.weight_map, dtype, device)
+        if own == shapes:
+            self._say("its parameters come in another order than torch.nn's")
+            return MappedSubject(module, reference, dict, dtype, device)
+        layout = self.layouts(arguments)[0]
+        mapped = MappedSubject(module, reference, lambda weights: layout.map(weights, own), dtype, device)
+        mapped.fill(layout.extras, layout.fill)
+        return mapped
+
+    def key(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what the parameters of a configuration depend on."""
+        options = [arguments.get(name, DEFAULTS[name]) for name in ("num_layers", "bias", "bidirectional")]
+        return (*options, bool(arguments.get("proj_size")))
+
+    def layouts(self, arguments: dict[str, Any]) -> list[Layout]:
+        """Read the parameters at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
+        key = self.key(arguments)
+        if key in self.readings:
+            return self.readings[key]
+        clear = {**arguments, "input_size": 5, "hidden_size": 7}
+        clear |= {"proj_size": 3} if arguments.get("proj_size") else {}
+        with torch.random.fork_rng(devices=[]):
+            module, reference = self.construct(clear).double(), reference_of(self.class_name, clear)
+            if not arguments.get("bias", True) and "bias" in _options(self.target):
+                other = self.construct({**clear, "bias": True})
+                if shapes_of(other) == shapes_of(module):
+                    raise IgnoredError("bias=False is ignored")
+        try:
+            found = readings(shapes_of(module), shapes_of(reference), self.class_name.removesuffix("Cell"), module)
+        except UnreadableError as error:
+            raise IncomparableError(f"its parameters could not be read: {error}; {GIVE_A_MAP}") from None
+        order = self.style[1] if self.style else ""
+        if order:
+            found = [layout.relabelled(order) if layout.split else layout for layout in found]
+        found.sort(key=lambda layout: layout.style != self.style)
+        self.readings[key] = found
+        return found
+
+    def choose(self, arguments: dict[str, Any], layout: Layout) -> None:
+        """Take this reading for the right one, in this configuration and, as far as it says, in all others."""
+        self.style = self.style or layout.style
+        key = self.key(arguments)
+        self.readings[key], self.chosen[key] = [layout], layout
+
+    def exact(self, arguments: dict[str, Any]) -> bool:
+        """Say whether the parameters are torch.nn's by name and shape, or a map is given."""
+        arguments = {name: value for name, value in arguments.items() if name not in ("dtype", "device")}
+        module, reference = self.construct(arguments), reference_of(self.class_name, arguments)
+        return self.weight_map is not None or shapes_of(module) == shapes_of(reference)
+
+    @property
+    def options(self) -> dict[str, str]:
+        return _options(self.target)
+
+    def size(self, name: str) -> int:
+        """Count the numbers of a parameter, at five features and seven units."""
+        return self.construct({"input_size": 5, "hidden_size": 7}).get_parameter(name).numel()
+
+    peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
+
+    def construct(self, arguments: dict[str, Any]) -> nn.Module:
+        """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
+        own, options = _parameters(self.target), _options(self.target)
+        arguments = dict(arguments)
+        if not self.biased:
+            arguments.pop("bias", None)
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+        unsaid = DEFAULTS | _defaults(self.target, self.init)
+        asked = {name: DEFAULTS[name] for name in _defaults(self.target, self.init)} | arguments
+        given = dict(self.init)
+        for option, value in asked.items():
+            if option not in DEFAULTS:
+                continue
+            name = options.get(option, option if takes_any else "")
+            required = name in own and own[name].default is inspect.Parameter.empty
+            if name and name not in self.init and (required or unsaid[option] != value):
+                given[name] = value
+            elif not name and unsaid[option] != value:
+                raise NotOfferedError(f"no argument {option}")
+        return self._call(own, given, arguments["input_size"], arguments["hidden_size"])
+
+    def _call(self, own: dict[str, inspect.Parameter], given: dict[str, Any], *sizes: int) -> nn.Module:
+        named = [next((name for name in names if name in own and name not in given), "") for names in (INPUTS, HIDDENS)]
+        positional: tuple[int, ...] = sizes
+        if all(named):
+            given, positional = given | dict(zip(named, sizes, strict=True)), ()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        order = [name for name, parameter in own.items() if parameter.kind in kinds and name not in given]
+        taken = order[: len(positional)]
+        missing = [name for name in order[len(positional) :] if own[name].default is inspect.Parameter.empty]
+        if missing or (own and len(taken) < len(positional) and not _takes_more(own)):
+            wanted = ", ".join(f"{name}=..." for name in missing or taken)
+            raise IncomparableError(
+                f"its constructor wants more, or other, arguments than two sizes: {', '.join(missing or taken)}. Give "
+                f"them with --init '{wanted}' (init=), or name a function (input_size, hidden_size) that makes a module"
+            )
+        try:
+            if positional and given and taken:
+                given, positional = given | dict(zip(taken, positional, strict=False)), ()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # parameters that torch.nn has not are the same in each
+                module = self.target(*positional, **given)
+        except Exception as error:  # whatever a person's constructor raises
+            raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise IncomparableError(f"{module!r} is no torch.nn.Module")
+        for name in self.heads:
+            module.set_submodule(name, nn.Identity())
+        if isinstance(module, torch.jit.ScriptModule):
+            raise IncomparableError("a ScriptModule's parameters cannot be exchanged: give the class before scripting")
         return module
-    said: list[str] = []
-    if weight_map is None and own == shapes:
-        said.append("its parameters come in another order than torch.nn's")
-        weight_map = dict
-    if weight_map is None:
-        layout = _layout(cls, class_name, arguments)
-        weight_map = layout.map
-        said += layout.lines() if len(own) == len(layout.parts) else ()
-    notes += [line for line in said if line not in notes]
-    return MappedSubject(module, reference, weight_map, dtype, device)
+
+    def find_heads(self) -> tuple[str, ...]:
+        """Name the Linears that take a state and give anything but gates: a classifier's head."""
+        module = self.construct({"input_size": 5, "hidden_size": 7})
+        return tuple(
+            name for name, child in module.named_modules()
+            if isinstance(child, nn.Linear) and child.in_features in (7, 14) and child.out_features % 7
+        )  # fmt: skip
+
+    def lines(self) -> Iterator[str]:
+        yield from self.said
+        for (layers, bias, bidirectional, projected), found in self.readings.items():
+            many = (
+                [f"{layers} layers"] * (layers > 1) + ["two directions"] * bidirectional + ["a projection"] * projected
+            )
+            many += [] if bias else ["no bias"]
+            head = f"{', '.join(many)}{', told apart ' * bool(found[0].how)}{found[0].how}: " if many else ""
+            if not bias or (layers > 2):
+                continue
+            for line in found[0].lines():
+                yield f"{head}{line}"
+                head = " " * len(head)
+            if found[0].merged and not many:
+                yield "one bias where torch.nn has b_in and b_hn: it is compared with torch.nn's of b_hn = 0"
+            for name in found[0].extras:
+                yield f"{name} stands for nothing that torch.nn has"
+
+    def template(self) -> str:
+        """Write a weight map for this class, to be filled in."""
+        own = shapes_of(self.construct({"input_size": 5, "hidden_size": 7}))
+        shapes = shapes_of(reference_of(self.class_name, {"input_size": 5, "hidden_size": 7}))
+        name = getattr(self.target, "__name__", "the module")
+        head = [
+            "import torch",
+            "",
+            "",
+            "def weights(w):",
+            f'    """Return the parameters of {name} made of torch.nn.{self.class_name}\'s.',
+            "",
+            "    Shapes are those of 5 features and 7 units. torch.nn has, in w:",
+            *(f"        {name} {list(shape)}" for name, shape in shapes.items()),
+            '    """',
+            "    return {",
+        ]
+        rows = [f'        "{name}": ...,  # {list(shape)}' for name, shape in own.items()]
+        return "\n".join([*head, *rows, "    }", ""])
+
+    def show_extras(self) -> None:
+        """Leave parameters that torch.nn has not at what the constructor makes them."""
+        for key, layouts in self.readings.items():
+            self.readings[key] = [replace(layout, fill=None) for layout in layouts]
+
+    def _say(self, line: str) -> None:
+        if line not in self.said:
+            self.said.append(line)
 
 
-def _reference(class_name: str, arguments: dict[str, Any]) -> nn.Module:
+class ConstructionError(IncomparableError):
+    """The constructor raised."""
+
+
+GIVE_A_MAP = "write a weight map and give it with --map FILE.py:NAME (weight_map=)"
+
+
+def _takes_more(own: dict[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def reference_of(class_name: str, arguments: dict[str, Any]) -> nn.Module:
     """Return torch.nn's module, for the names and shapes of its parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dropout in one layer
         module: nn.Module = getattr(nn, class_name)(**arguments, device="meta")
-    return module
-
-
-def _layout(cls: type, class_name: str, arguments: dict[str, Any]) -> Layout:
-    """Infer the layout at sizes of which no two are alike: at the sizes asked for, shapes may be ambiguous."""
-    clear = {**arguments, "input_size": 5, "hidden_size": 7}
-    own, shapes = (
-        {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        for module in (_construct(cls, clear), _reference(class_name, clear))
-    )
-    return infer(own, shapes, class_name.removesuffix("Cell"))
-
-
-def _construct(cls: type, arguments: dict[str, Any]) -> nn.Module:
-    """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
-    sizes = arguments["input_size"], arguments["hidden_size"]
-    asked = {name: DEFAULTS[name] for name in _defaults(cls)} | arguments
-    unsaid = DEFAULTS | _defaults(cls)
-    options = {name: value for name, value in asked.items() if name in unsaid and unsaid[name] != value}
-    signature = inspect.signature(cls)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    missing = [name for name in options if name not in signature.parameters and not takes_any]
-    if missing:
-        raise NotOfferedError(f"no argument {', '.join(missing)}")
-    module: nn.Module = cls(*sizes, **options)
     return module
 
 
@@ -182,12 +458,22 @@ class MappedSubject(Adapted):
         super().__init__(reference, dtype, device)
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
+        self.filled: dict[str, Tensor] = {}
+        self.written: list[str] = []  # weights that the last call wrote to
+
+    def fill(self, names: tuple[str, ...], value: float | None) -> None:
+        """Set parameters that torch.nn has not to `value`; None leaves them."""
+        own = dict(self.hidden[0].named_parameters())
+        self.filled = {} if value is None else {name: torch.full_like(own[name], value) for name in names}
 
     def forward(self, input: Any, *hx: Any) -> Any:
         (inner,) = self.hidden
-        weights = self.weight_map(dict(self.named_parameters()))
+        weights = self.weight_map(dict(self.named_parameters())) | self.filled
         inner.train(self.training)
-        return torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
+        before = {name: weight._version for name, weight in weights.items()}
+        result = torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
+        self.written = [name for name, weight in weights.items() if weight._version != before[name]]
+        return result
 
 
 class FunctionSubject(Adapted):
@@ -199,7 +485,7 @@ class FunctionSubject(Adapted):
                 raise NotOfferedError(f"a function has no {name}")
         dtype = arguments.get("dtype") or torch.float32
         shaping = {name: value for name, value in arguments.items() if name not in ("dtype", "device")}
-        reference: Any = _reference(class_name, shaping)
+        reference: Any = reference_of(class_name, shaping)
         super().__init__(reference, dtype, arguments.get("device"))
         self.sizes = (getattr(reference, "proj_size", 0) or reference.hidden_size, reference.hidden_size)
         self.is_lstm, self.is_cell = class_name.startswith("LSTM"), class_name.endswith("Cell")
@@ -259,7 +545,11 @@ def state_of_pair(result: Any) -> Any:
     return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
-swapped = operator.methodcaller("transpose", 0, 1)
+def swapped(tensor: Tensor) -> Tensor:
+    """Exchange steps and rows; the last step alone has no steps."""
+    return tensor.transpose(0, 1) if tensor.dim() > 2 else tensor
+
+
 #: Of layers. Those that change how many arguments there are come first.
 CONVENTIONS = (
     Convention(
@@ -289,6 +579,17 @@ CELL_CONVENTIONS = (
 )
 
 
+def steady(subject: Subject) -> Subject:
+    """Return the subject as it is in eval mode, whatever is asked."""
+
+    def make(**arguments: Any) -> nn.Module:
+        module = subject.make(**arguments).eval()
+        module.train = lambda mode=True: module  # type: ignore[method-assign]
+        return module
+
+    return Subject(subject.name, subject.class_name, make, subject.reader, subject.defaults)
+
+
 def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject:
     """Return the subject as it would be if it followed torch.nn's conventions of shape."""
 
@@ -309,146 +610,4 @@ def translated(subject: Subject, conventions: tuple[Convention, ...]) -> Subject
         module.forward = forward
         return module
 
-    return Subject(subject.name, subject.class_name, make, subject.notes)
-
-
-# The weight map, found from shapes ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where one parameter of the subject comes from."""
-
-    sources: tuple[str, ...]  # ih, hh: concatenated; for a bias: added
-    gate: str = ""  # "" for all gates
-    transposed: bool = False
-    bias: bool = False
-
-    def take(self, weights: dict[str, Tensor], slot: str, gates: str) -> Tensor:
-        stem = "bias_" if self.bias else "weight_"
-        tensors = [weights[stem + source + slot] for source in self.sources if stem + source + slot in weights]
-        whole = sum(tensors[1:], tensors[0]) if self.bias else torch.cat(tensors, 1)
-        if self.gate:
-            whole = whole.chunk(len(gates), 0)[gates.index(self.gate)]
-        return whole.mT if self.transposed else whole
-
-    def __str__(self) -> str:
-        rows = f"[gate {self.gate}]" if self.gate else ""
-        joined = (" + " if self.bias else ", ").join(
-            f"{'bias' if self.bias else 'weight'}_{source}{rows}" for source in self.sources
-        )
-        text = joined if self.bias or len(self.sources) == 1 else f"cat([{joined}], 1)"
-        return f"{text}.T" if self.transposed and len(self.sources) == 1 else f"({text}).T" if self.transposed else text
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The parameters of one layer and direction, in the subject's order; the same for each."""
-
-    names: tuple[str, ...]
-    parts: tuple[Part, ...]
-    slots: tuple[str, ...]
-    gates: str
-
-    def map(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        taken = [part.take(weights, slot, self.gates) for slot in self.slots for part in self.parts]
-        return dict(zip(self.names, taken, strict=False))
-
-    def lines(self) -> Iterator[str]:
-        for name, part in zip(self.names, self.parts, strict=False):
-            yield f"{name} = {part}"
-
-
-def infer(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]], kind: str) -> Layout:
-    """Infer the layout in which the subject keeps torch.nn's weights, from names and shapes.
-
-    Parameters are taken to come layer by layer, direction by direction, each time in the same order. A joined matrix is
-    taken to be [weight_ih, weight_hh]; of one bias, both are added into it. Gates of their own are told apart by the
-    letters or words in which their names differ, or else come in torch.nn's order. NotOfferedError if shapes don't fit.
-    """
-    slots = tuple(name.removeprefix("weight_ih") for name in shapes if name.startswith("weight_ih"))
-    names = tuple(own)
-    if len(names) % len(slots):
-        raise NotOfferedError(f"{len(names)} parameters for {len(slots)} layers and directions")
-    group = names[: len(names) // len(slots)]
-    gates = GATES[kind]
-    G, H_in, H_out = len(gates), shapes["weight_ih" + slots[0]][1], shapes["weight_hh" + slots[0]][1]
-    H = shapes["weight_hh" + slots[0]][0] // G
-    width = {("ih",): H_in, ("hh",): H_out, ("ih", "hh"): H_in + H_out}
-
-    matrices: dict[str, tuple[tuple[str, ...], bool, bool]] = {}  # name -> (sources, one gate only, transposed)
-    for name in group:
-        fits = [
-            (sources, rows == H and G > 1, turned)
-            for sources, columns in width.items()
-            for rows in {G * H, H}
-            for turned in (False, True)
-            if own[name] == ((columns, rows) if turned else (rows, columns))
-        ]
-        turned_already = any(turned for _, _, turned in matrices.values())
-        fits.sort(key=lambda fit: fit[2] != turned_already)  # a square matrix is stored as the others are
-        if fits:
-            matrices[name] = fits[0]
-    parts: dict[str, Part] = {}
-    for key in dict.fromkeys(matrices.values()):
-        members = [name for name in group if matrices.get(name) == key]
-        sources, single, turned = key
-        for name, gate in zip(members, _letters(members, gates) if single else [""] * len(members), strict=False):
-            parts[name] = Part(sources, gate, turned)
-    vectors = [name for name in group if name not in matrices]
-    parts |= _biases(vectors, own, parts, gates, H)
-    if set(parts) != set(group):
-        unknown = ", ".join(f"{name} {list(own[name])}" for name in group if name not in parts)
-        raise NotOfferedError(f"no weight map fits {unknown}: give one")
-    return Layout(names, tuple(parts[name] for name in group), slots, gates)
-
-
-def _biases(
-    vectors: list[str], own: dict[str, tuple[int, ...]], matrices: dict[str, Part], gates: str, H: int
-) -> dict[str, Part]:
-    """Give a bias to the matrix of its own submodule, if there is one; else the first half is ih, the second hh."""
-    parts: dict[str, Part] = {}
-    owned = [name.rpartition(".")[0] for name in matrices]
-    beside = {
-        owner: part for owner, part in zip(owned, matrices.values(), strict=False) if owner and owned.count(owner) == 1
-    }
-    for size in {len(gates) * H, H}:
-        members = [name for name in vectors if own[name] == (size,)]
-        single = size == H and len(gates) > 1
-        count = len(gates) if single else 1
-        owners = [beside.get(name.rpartition(".")[0]) for name in members]
-        if members and all(owners):
-            sources = [owner.sources for owner in owners if owner]
-            letters = [owner.gate for owner in owners if owner]
-        else:
-            halves = [("ih",), ("hh",)] if len(members) == 2 * count else [("ih", "hh")]
-            sources = [half for half in halves for _ in range(count)]
-            chunks = [members[start : start + count] for start in range(0, len(members), count)]
-            letters = [letter for chunk in chunks for letter in (_letters(chunk, gates) if single else [""])]
-        if len(members) != len(sources) or len(members) != len(letters):
-            continue
-        alone = len(set(sources)) == 1  # the only bias there is stands for both
-        for name, source, letter in zip(members, sources, letters, strict=False):
-            parts[name] = Part(("ih", "hh") if alone else source, letter, bias=True)
-    return parts
-
-
-WORDS = {
-    "ifgo": {"i": "i", "f": "f", "g": "g", "c": "g", "a": "g", "o": "o"},
-    "rzn": {"r": "r", "z": "z", "u": "z", "n": "n", "h": "n", "c": "n"},
-    "h": {},
-}
-
-
-def _letters(names: list[str], gates: str) -> list[str]:
-    """Read each parameter's gate off the part in which the names differ; torch.nn's order where that says nothing."""
-    in_order = [gates[k % len(gates)] for k in range(len(names))]
-    start, end = _common(names), _common([name[::-1] for name in names])
-    words = [re.sub(r"[^a-z]", "", name[start : len(name) - end].lower())[:1] for name in names]
-    found = [WORDS[gates].get(word, "") for word in words]
-    return found if sorted(found) == sorted(gates) else in_order
-
-
-def _common(names: list[str]) -> int:
-    """Count the characters with which all names begin."""
-    return next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
+    return Subject(subject.name, subject.class_name, make, subject.reader, subject.defaults)

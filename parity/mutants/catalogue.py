@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .conduct import CONDUCT
-from .definition import Example, State, Weights, inverse, linear, padded, picked, same
+from .definition import Example, State, Weights, inverse, linear, one_by_one, padded, picked, same
 from .mutant import EVERYWHERE, LAYERS, Mutant, known, planted, reordered
 from .orders import SYSTEMS, Order
 
@@ -127,6 +128,52 @@ def weights(change: Callable[[Weights], Weights]) -> dict[str, Any]:
     return {"read": lambda w, slot, example: change(w)}
 
 
+def first_states(results: Any) -> Callable[[list[State], int], list[State]]:
+    """Begin with what `results` makes of each initial state."""
+    return lambda states, D: [results(*state) for state in states]
+
+
+def swapped_rows(which: str, gates: str, a: str, b: str) -> dict[str, Any]:
+    """Exchange the rows of two gates in one of the biases."""
+    k, m = gates.index(a), gates.index(b)
+
+    def read(w: Weights, slot: str, example: Example) -> Weights:
+        bias: Tensor | None = getattr(w, which)
+        if bias is None:
+            return w
+        blocks = list(bias.chunk(len(gates), -1))
+        blocks[k], blocks[m] = blocks[m], blocks[k]
+        return w._replace(**{which: torch.cat(blocks, -1)})
+
+    return {"read": read}
+
+
+def one_short(filled: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, State]]:
+    """Leave out the last step; `filled` makes its output of the output of the step before."""
+
+    def direction(run: Any, x: Tensor, sizes: list[int], state: State, *rest: Any) -> tuple[Tensor, State]:
+        if len(sizes) == 1:
+            return filled(state[0]), state
+        output, state = run(x[..., : -sizes[-1], :], sizes[:-1], state, *rest)
+        last = output[..., -sizes[-2] :, :][..., : sizes[-1], :]
+        return torch.cat([output, filled(last)], -2), state
+
+    return direction
+
+
+def residual(run: Any, x: Tensor, *rest: Any) -> tuple[Tensor, State]:
+    """Add a layer's input to its output, where they are of one size."""
+    output, state = run(x, *rest)
+    return (output + x if x.size(-1) == output.size(-1) else output), state
+
+
+def step_before(x: Tensor, sizes: list[int], initial: list[State]) -> Tensor:
+    """Show the next layer, at each step, the state of before it."""
+    steps: tuple[Tensor, ...] = x.split(sizes, -2)  # type: ignore[no-untyped-call]
+    first = torch.cat([state[0] for state in initial], -1)
+    return one_by_one([rows[..., :n, :] for rows, n in zip((first, *steps[:-1]), sizes, strict=True)])
+
+
 def states(change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
     """Change results of these names before they are handed out."""
     return {"result": lambda results, example: {n: change(t) if n in names else t for n, t in results.items()}}
@@ -187,6 +234,8 @@ def in_any_step() -> Iterator[Mutant]:
         "cell", LAYERS,
         ("the state is not carried from step to step", {"carried": lambda state, initial: initial},
          "assign the new state to the variable that the next step reads"),
+        *(("the last step is not computed", {"direction": one_short(filled)}, "run over all steps: range(len(input))")
+          for filled in (same, torch.zeros_like)),
         ("output is the state before the step", {"shown": lambda after, before: before[0]},
          "append h after the step, not before it"),
         ("input is always taken as (N, L, H_in)", {"batch_first": "always"},
@@ -203,12 +252,25 @@ def in_any_step() -> Iterator[Mutant]:
         ("tanh on the gates in place of sigmoid", {"sigmoid": torch.tanh}),
         ("sigmoid on the candidate in place of tanh", {"candidate": torch.sigmoid}),
         ("relu on the candidate in place of tanh", {"candidate": relu}),
+        ("softsign on the candidate in place of tanh", {"candidate": real(F.softsign)}),
+        ("hardtanh on the candidate in place of tanh", {"candidate": real(F.hardtanh)}),
         ("tanh is missing on the candidate", {"candidate": same}),
     )  # fmt: skip
     yield Mutant(
         "biases are read in torch.nn's order, weights in another", "cell", "LGlg", {"bias_follows": False},
         "permute the biases as the weights", planted=False,
     )  # fmt: skip
+
+
+def in_the_rows_of_a_bias() -> Iterator[Mutant]:
+    """List biases of which two gates stand in each other's place, while the weights are in order."""
+    for gates, initials in (("ifgo", "Ll"), ("rzn", "Gg")):
+        yield from known(
+            "cell", initials,
+            *((f"gates {a} and {b} of bias_{which[2:]} are swapped", swapped_rows(which, gates, a, b),
+               "keep biases in the order of the weights")
+              for which in ("b_ih", "b_hh") for a, b in itertools.combinations(gates, 2)),
+        )  # fmt: skip
 
 
 def in_a_step_of_an_lstm() -> Iterator[Mutant]:
@@ -221,6 +283,9 @@ def in_a_step_of_an_lstm() -> Iterator[Mutant]:
         ("tanh is missing on c", {"emit": emitting(same)}),
         ("sigmoid on c in place of tanh", {"emit": emitting(torch.sigmoid)}),
         ("relu on c in place of tanh", {"emit": emitting(relu)}),
+        ("softsign on c in place of tanh", {"emit": emitting(real(F.softsign))}),
+        ("tanh on the output gate in place of sigmoid", {"output_gate": torch.tanh}, "o = sigmoid(...)"),
+        ("the output gate's sigmoid is missing", {"output_gate": same}, "o = sigmoid(...)"),
         ("h is made of the c before the step", {"emit": lambda o, c, before: o * torch.tanh(before)},
          "compute the new c first, then h = o * tanh(c)"),
         ("the output gate is missing", {"emit": lambda o, c, before: torch.tanh(c)}),
@@ -232,7 +297,12 @@ def in_a_step_of_an_lstm() -> Iterator[Mutant]:
          "", "JANET, minimal gated units"),
         ("c_0 is ignored", {"start": zeroed(1)}, "begin with the c that hx holds"),
         ("h_0 and c_0 are ignored", {"start": zeroed(0, 1)}, "begin with the state that hx holds"),
+        ("c_0 is taken to be h_0", {"start": first_states(lambda h, c: (h, h if h.shape == c.shape else c))},
+         "begin with both: h, c = hx"),
         ("h_0 and c_0 are swapped", {"start": swapped}, "hx is (h_0, c_0) in this order", "TF1 LSTMStateTuple(c, h)"),
+        ("the state is (c, h) where torch.nn has (h, c)",
+         {"start": swapped, "result": renamed(h_n="c_n", c_n="h_n", h_1="c_1", c_1="h_1")},
+         "take and return (h, c) in this order", "TF1 LSTMStateTuple(c, h)"),
         ("h_n is c_n", {"result": renamed(h_n="c_n", h_1="c_1")}),
         ("c_n is h_n", {"result": renamed(c_n="h_n", c_1="h_1")}),
         ("h_n and c_n are swapped", {"result": renamed(h_n="c_n", c_n="h_n", h_1="c_1", c_1="h_1")},
@@ -275,6 +345,7 @@ def in_a_step_of_a_gru_or_rnn() -> Iterator[Mutant]:
         *((f"the nonlinearity is {name}", {"activation": fixed(function)})
           for name, function in (("tanh", torch.tanh), ("relu", relu), ("sigmoid", torch.sigmoid),
                                  ("the identity", same),
+                                 ("softsign", real(F.softsign)),
                                  ("hardtanh", real(lambda x: x.clamp(-1, 1))))),
     )  # fmt: skip
 
@@ -310,6 +381,10 @@ def layers() -> Iterator[Mutant]:
          "take the state after a row's own last step; the reverse direction ends at output[0, :, H:]"),
         ("the reverse direction uses the forward weights", {"slot": lambda slot, D: slot - slot % D},
          "use weight_*_reverse"),
+        ("a residual connection adds a layer's input to its output", {"direction": residual},
+         "return the layer's output alone"),
+        ("a layer reads the step before of the layer below", {"below": step_before},
+         "within a step run the layers one after the other, each on the new state of the one below"),
         ("directions are joined in reverse order", {"joined": lambda outputs: torch.cat(outputs[::-1], -1)}),
         ("directions are added, not joined", {"joined": lambda outputs: sum(outputs)}, "", "Keras merge_mode='sum'"),
     )  # fmt: skip
@@ -375,6 +450,10 @@ def gradients() -> Iterator[Mutant]:
         ("h is detached in the gates", cut("h in the gates"), keep),
         ("hx is detached", cut("h_0", "c_0"), keep),
         ("h_0 is detached", cut("h_0"), keep),
+        ("the input is detached", cut("x"), keep),
+        ("the gradient of h_0 is doubled", {"at h_0": scaled(2)}, "2 * h - h.detach() has twice h's gradient"),
+        ("the gradient of the initial state is doubled", {"at h_0": scaled(2), "at c_0": scaled(2)},
+         "2 * h - h.detach() has twice h's gradient"),
         ("h_n is detached", cut("h_n"), keep),
         ("h_n and c_n are detached", cut("h_n", "c_n"), keep),
         *((f"{name} is detached", cut(point), keep)
@@ -445,6 +524,122 @@ def dtypes() -> Iterator[Mutant]:
         *(("the state passes through float32", rounded("h", "c", *also), ALLOCATE)
           for also in ((), ("h_n", "c_n"), ("h_n", "c_n", "output"))),
     )  # fmt: skip
+
+
+def merged(w: Weights, slot: str, example: Example) -> Weights:
+    """Move a GRU's b_hn to b_in."""
+    if w.b_ih is None or w.b_hh is None:
+        return w
+    keep = torch.ones_like(w.b_hh)
+    keep[..., 2 * keep.size(-1) // 3 :] = 0
+    return w._replace(b_ih=w.b_ih + (1 - keep) * w.b_hh, b_hh=keep * w.b_hh)
+
+
+#: No mistake: a GRU of one bias is torch.nn's with b_hn = 0. What torch.nn has there is added to b_in.
+ONE_BIAS = Mutant("one bias", "cell", "Gg", {"read": merged}, planted=False)
+
+
+def last_step(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
+    """Keep the last step of the output alone."""
+    steps = -2 if example.batch_first or results["output"].dim() < 3 else -3
+    return {"output": results["output"].select(steps, -1)}
+
+
+#: No mistake in the numbers: what a module shows that returns the last step of its output alone.
+LAST_STEP = Mutant("the last step alone", "stack", LAYERS, {"result": last_step}, planted=False)
+
+
+# What has a constant of its own, to be read off the numbers -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """Mistakes that are one but for a constant."""
+
+    name: str  # with {k} in it
+    initials: str
+    knobs: Callable[[float], dict[str, Any]]
+    guess: Callable[[dict[str, Tensor], dict[str, Tensor], Example], Tensor]  # of what is seen and what torch.nn shows
+    fix: str
+
+    def member(self, k: float) -> Mutant:
+        return Mutant(self.name.format(k=f"{k:g}"), "cell", self.initials, self.knobs(k), self.fix, planted=False)
+
+
+def last(seen: dict[str, Tensor], name: str) -> Tensor:
+    """Return h or c after the step, of a layer or a cell."""
+    return seen[f"{name}_n"] if f"{name}_n" in seen else seen[f"{name}_1"]
+
+
+def beside(change: Callable[[State, State], State]) -> dict[str, Any]:
+    return {"after": change}
+
+
+def mixture(k: float, *which: int) -> dict[str, Any]:
+    """Keep a share k of the state before the step."""
+    return beside(lambda after, before: tuple(
+        k * b + (1 - k) * a if n in which else a for n, (a, b) in enumerate(zip(after, before, strict=True))
+    ))  # fmt: skip
+
+
+def share(name: str) -> Callable[..., Tensor]:
+    def guess(seen: dict[str, Tensor], true: dict[str, Tensor], example: Example) -> Tensor:
+        before = example.hx["hc".index(name)]
+        return (last(seen, name) - last(true, name)) / (before - last(true, name))
+
+    return guess
+
+
+def apart(name: str) -> Callable[..., Tensor]:
+    return lambda seen, true, example: last(seen, name) - last(true, name)
+
+
+def quotient(name: str) -> Callable[..., Tensor]:
+    return lambda seen, true, example: last(seen, name) / last(true, name)
+
+
+def largest(name: str) -> Callable[..., Tensor]:
+    return lambda seen, true, example: last(seen, name).abs().max()
+
+
+def clamped(k: float) -> Callable[[Tensor], Tensor]:
+    return real(lambda x: x.clamp(-k, k))
+
+
+def of_c(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Change c in the step, before h is made of it."""
+    return {"cell": lambda i, f, g, c: change(f * c + i * g)}
+
+
+def of_h(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    return beside(lambda after, before: (change(after[0]), *after[1:]))
+
+
+def forgetting(k: float) -> dict[str, Any]:
+    return {"gates": lambda i, f, g, o, c: (i, f + k, g, o)}
+
+
+def constant(k: float) -> Callable[..., Tensor]:
+    """Guess k, whatever is seen."""
+    return lambda seen, true, example: torch.tensor(k)
+
+
+LEAVE_OUT = "leave it out: torch.nn has no such thing"
+FAMILIES = (
+    Family("a constant {k} is added to c", "Ll", lambda k: of_c(lambda c: c + k), apart("c"), LEAVE_OUT),
+    Family("a constant {k} is added to h", EVERYWHERE, lambda k: of_h(lambda h: h + k), apart("h"), LEAVE_OUT),
+    Family("c is multiplied by {k}", "Ll", lambda k: of_c(lambda c: k * c), quotient("c"), LEAVE_OUT),
+    Family("h is multiplied by {k}", EVERYWHERE, lambda k: of_h(lambda h: k * h), quotient("h"), LEAVE_OUT),
+    Family("the cell is clipped to {k}", "Ll", lambda k: of_c(clamped(k)), largest("c"), LEAVE_OUT),
+    Family("h is clipped to {k}", EVERYWHERE, lambda k: of_h(clamped(k)), largest("h"), LEAVE_OUT),
+    Family("zoneout: a share {k} of the state before the step is kept", "Ll", lambda k: mixture(k, 0, 1), share("h"),
+           LEAVE_OUT),
+    Family("zoneout: a share {k} of h before the step is kept", EVERYWHERE, lambda k: mixture(k, 0), share("h"),
+           LEAVE_OUT),
+    Family("zoneout: a share {k} of c before the step is kept", "Ll", lambda k: mixture(k, 1), share("c"), LEAVE_OUT),
+    *(Family("forget gate + {k}", "Ll", forgetting, constant(k), "drop the constant, or subtract it from bias_ih[H:2H]")
+      for k in (0.5, 2, 3, 5)),
+)  # fmt: skip
 
 
 # What is only planted -------------------------------------------------------------------------------------------------
@@ -614,7 +809,6 @@ def other_gradients() -> Iterator[Mutant]:
         ("gradient of W_ih of the wrong sign", {"at w_ih": scaled(-1)}),
         ("gradient of b_ih twice", {"at b_ih": scaled(2)}),
         ("gradient of b_hh is zero", {"at b_hh": scaled(0)}),
-        ("the input detached", {"at x": Tensor.detach}),
         ("NaN for the gradient of a state of zeros", {"linear": infinite}, "not hx"),
         ("a backward for losses that are a sum", {"at h_n": averaged}),
         ("no gradient of the input unless the weights want one", {"direction": only_with_weights}, "frozen_weights"),
@@ -731,7 +925,8 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 LEVELS = ("cell", "stack", "batch", "dropout", "gradient", "dtype", "memory", "contract", "needle")
 EVERY = (
-    *in_any_step(), *in_a_step_of_an_lstm(), *in_a_step_of_a_gru_or_rnn(), *other_steps(), *layers(), *batches(),
+    *in_any_step(), *in_a_step_of_an_lstm(), *in_a_step_of_a_gru_or_rnn(), *in_the_rows_of_a_bias(), *other_steps(),
+    *layers(), *batches(),
     *other_stacks(), *dropouts(), *other_dropouts(), *gradients(), *derivatives(), *other_gradients(),
     *dtypes(), *other_dtypes(), *memory(), *needles(), *CONDUCT,
 )  # fmt: skip

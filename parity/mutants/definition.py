@@ -143,6 +143,7 @@ class Definition:
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid
     candidate: Callable[[Tensor], Tensor] = torch.tanh
     gates: Callable[..., tuple[Tensor, ...]] = lambda *ifgo_c: ifgo_c[:4]  # the LSTM's, before they are squashed
+    output_gate: Callable[[Tensor], Tensor] | None = None  # instead of `sigmoid`
     cell: Callable[..., Tensor] = lambda i, f, g, c: f * c + i * g
     emit: Callable[..., Tensor] = lambda o, c, before: o * torch.tanh(c)
     reset: Callable[..., Tensor] = lambda i, r, h, u, b: i + r * u(h, b)  # u(h, b) is W_hn h + b
@@ -162,6 +163,7 @@ class Definition:
     # layers
     start: Callable[[list[State], int], list[State]] = same
     finish: Callable[[list[State], int], list[State]] = same
+    below: Callable[..., Tensor] = same  # (output of a layer, batch sizes, its initial states) -> the next one's input
     dropout: Callable[[Tensor, float, bool], Tensor] = F.dropout
     dropped: frozenset[str] = frozenset({"between", "training"})
     # batches
@@ -188,7 +190,7 @@ class Definition:
     def lstm(self, example: Example, igates: Tensor, state: State, w: Weights) -> State:
         h, c = self.via("h in the gates", state[0]), state[1]
         i, f, g, o = self.gates(*(self.linear(h, w.w_hh, w.b_hh) + igates).chunk(4, -1), c)
-        i, f, g, o = self.sigmoid(i), self.sigmoid(f), self.candidate(g), self.sigmoid(o)
+        i, f, g, o = self.sigmoid(i), self.sigmoid(f), self.candidate(g), (self.output_gate or self.sigmoid)(o)
         i, f, g, o = (self.via(name, gate) for name, gate in zip("ifgo", (i, f, g, o), strict=True))
         new = self.cell(i, f, g, c)
         return self.emit(o, self.via("c in h", new), c), new
@@ -268,7 +270,8 @@ class Definition:
                 finals.append(state)
             where = "between" if layer < layers - 1 else "last"
             (x,) = self.drop(example, where, (self.joined(outputs),))
-            x = self.via("between", x) if where == "between" else x
+            if where == "between":
+                x = self.via("between", self.below(x, sizes, states[layer * D : (layer + 1) * D]))
         return x, self.finish(finals, D)
 
     # In and out

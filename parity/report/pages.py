@@ -10,7 +10,7 @@ import math
 from xml.sax.saxutils import escape, quoteattr
 
 from ..checkup.locate import ULP_BINS
-from ..checkup.record import AXES, Checkup, Row, label
+from ..checkup.record import AXES, Checkup, Row, Section, label
 from ..grid.verdict import Verdict
 
 COLOURS = {
@@ -35,6 +35,7 @@ def as_json(checkup: Checkup) -> str:
         "subject": checkup.subject,
         "class": checkup.class_name,
         "verdict": checkup.verdict,
+        "outcome": checkup.outcome,
         "same": checkup.same,
         "seed": checkup.seed,
         "seconds": round(checkup.seconds, 2),
@@ -42,6 +43,7 @@ def as_json(checkup: Checkup) -> str:
         "findings": [vars(finding) for finding in diagnosis.findings],
         "unexplained": [vars(one) for one in diagnosis.unexplained],
         "errors": diagnosis.errors,
+        "not compared": diagnosis.unread or None,
         "not offered": diagnosis.not_offered,
         "notes": checkup.notes,
         "first difference": str(checkup.location) if checkup.location else None,
@@ -88,7 +90,7 @@ def _junit(name: str, group: str, message: str, verdict: Verdict) -> str:
 
 def as_markdown(checkup: Checkup) -> str:
     """Write a comment for a pull request."""
-    mark = "same" if checkup.same else "different"
+    mark = {"unread": "not compared"}.get(checkup.outcome, checkup.outcome)
     lines = [f"### parity: `{checkup.subject}` ({mark})", "", f"{checkup.verdict}.", ""]
     for finding in checkup.diagnosis.findings:
         where = f" (the convention of {finding.where})" if finding.where else ""
@@ -114,7 +116,8 @@ COPY = "navigator.clipboard.writeText(document.getElementById('script').textCont
 def as_html(checkup: Checkup) -> str:
     """Write one page that needs nothing from elsewhere."""
     e = html.escape
-    word, colour = ("same", Verdict.BITWISE) if checkup.same else ("different", Verdict.DIFFERENT)
+    colour = {"same": Verdict.BITWISE, "different": Verdict.DIFFERENT, "unread": Verdict.ERROR}[checkup.outcome]
+    word = {"unread": "not compared"}.get(checkup.outcome, checkup.outcome)
     badge = f'<span class="badge" style="background:{COLOURS[colour]}">{word}</span>'
     body = [f"<h1>{e(checkup.verdict)}</h1>", f"<p>{badge} {e(checkup.summary)}</p>"]
     for finding in checkup.diagnosis.findings:
@@ -124,19 +127,27 @@ def as_html(checkup: Checkup) -> str:
             f'<br><span class="muted">{e(finding.evidence)}</span></div>'
         )
     body += [f'<div class="finding">{e(other)}</div>' for other in checkup.diagnosis.others]
+    sections = sorted(checkup.sections(), key=lambda section: not section.is_code)  # code comes first
+    body += [_section(section) for section in sections if section.is_code]
     figures = [_growth(checkup), _ulps(checkup)]
     if any(figures):
         body += ['<h2>A long sequence in float32</h2><div class="charts">', *figures, "</div>"]
-    if checkup.rows:
-        body += ["<h2>Every axis against every other: the worst verdict</h2>", heat_map(checkup.rows), _key()]
-    for section in checkup.sections():
-        name, button = (' id="script"', f' <button onclick="{COPY}">copy</button>') if section.is_code else ("", "")
-        lines = e("\n".join(section.lines))
-        body.append(f"<h2>{e(section.title)}{button}</h2>\n<pre{name}>{lines}</pre>")
+    if any(row.verdict is not Verdict.NOT_OFFERED for row in checkup.rows):
+        head = (
+            "<h2>Which options work together</h2><p>A cell is the worst of the cases that have both options; a number"
+        )
+        body += [f"{head} in it is how many of them fail.</p>", heat_map(checkup.rows), _key(checkup.rows)]
+    body += [_section(section) for section in sections if not section.is_code]
     body.append(f'<p class="muted">{e(checkup.footer)}</p>')
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{e(checkup.subject)}</title><style>{STYLE}</style>"
     return "\n".join([f"<!doctype html><html lang=en><head>{head}</head><body>", *body, "</body></html>", ""])
+
+
+def _section(section: Section) -> str:
+    name, button = (' id="script"', f' <button onclick="{COPY}">copy</button>') if section.is_code else ("", "")
+    lines = html.escape("\n".join(section.lines))
+    return f"<h2>{html.escape(section.title)}{button}</h2>\n<pre{name}>{lines}</pre>"
 
 
 def heat_map(rows: list[Row]) -> str:
@@ -165,11 +176,14 @@ def heat_map(rows: list[Row]) -> str:
     return f'<div class="map"><table>{"".join(lines)}</table></div>'
 
 
-def _key() -> str:
+def _key(rows: list[Row]) -> str:
+    shown = {row.verdict for row in rows}
     items = "".join(
-        f'<span><i style="background:{colour}"></i>{verdict.label}</span>' for verdict, colour in COLOURS.items()
+        f'<span><i style="background:{colour}"></i>{verdict.label}</span>'
+        for verdict, colour in COLOURS.items()
+        if verdict in shown
     )
-    return f'<p class="key muted">{items}</p>'
+    return f'<p class="key">{items}</p>'
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 24

@@ -20,7 +20,7 @@ def diagnose(subject, seed=0):
     return Doctor(subject, seed).diagnose()
 
 
-MISTAKEN = [row for module in (lstms, grus, stacks, gradients, memory) for row in module.EXPECTED]
+MISTAKEN = [row for module in (lstms, grus, stacks, gradients, memory, unknown) for row in module.EXPECTED]
 CORRECT = [cls for module in (correct, stacks, memory) for cls in module.CORRECT]
 
 

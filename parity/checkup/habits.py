@@ -1,0 +1,317 @@
+"""What a module does from call to call, in training, over long sequences, at other sizes and on unusual numbers.
+
+None of it shows in one forward and backward at a small size. Each function yields what it found; what raises is not
+offered, which is said elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..grid.cases import Case
+from ..grid.run import Draw, Sizes, build, draw, observe
+from .diagnose import BASE, EXACT, Doctor, Probe, example_of
+from .search import Finding
+from .subjects import MappedSubject
+
+NEAR = 1e-9
+TRUE = 1e-7  # of the largest number: more than rounding does to any of these
+
+
+def habits(doctor: Doctor) -> Iterator[Finding]:
+    """Look at everything, as long as the subject returns its states."""
+    everything = (shared, stale, overwritten, sizes, rows, layouts, dtypes, reach, masks)
+    for look in (shared,) if doctor.extras_matter else everything:
+        doctor.progress(look.__name__)
+        with contextlib.suppress(Exception):  # whatever a subject raises here is said where it is asked for
+            yield from look(doctor)
+
+
+# Help -----------------------------------------------------------------------------------------------------------------
+
+
+def made(doctor: Doctor, case: Case, drawn: Draw, training: bool = True) -> nn.Module:
+    return build(doctor.subject.namespace, case, drawn, EXACT).train(training)
+
+
+def called(module: nn.Module, drawn: Draw, input: Tensor | None = None) -> list[Tensor]:
+    """Call it on fresh copies of the numbers; return all tensors of its result."""
+    hx = tuple(state.clone() for state in drawn.hx)
+    given = ((hx,) if len(hx) > 1 else hx) if hx else ()
+    result = module((drawn.input if input is None else input).clone(), *given)
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def far(a: list[Tensor], b: list[Tensor], allowed: float = NEAR) -> bool:
+    return any(not torch.allclose(x, y, rtol=0, atol=allowed, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def wrong(doctor: Doctor, case: Case, drawn: Draw) -> str:
+    """Name the result that differs from torch.nn's, or from what was found out so far; "" if none does."""
+    ours = observe(doctor.subject.namespace, case, drawn, EXACT)
+    theirs = doctor.base.run(example_of(case, drawn, gradients=bool(drawn.cotangents)))
+    for name, expected in theirs.items():
+        seen = ours.tensors.get(name)
+        if seen is None and name.startswith("grad of") and not expected.any():
+            continue
+        if ours.tensors and not ours.error and (seen is None or seen.shape != expected.shape):
+            return name
+        scale = expected[expected.isfinite()].abs().max().item() if expected.isfinite().any() else 1.0
+        if seen is not None and not torch.allclose(
+            seen, expected, rtol=0, atol=TRUE * max(scale, 1e-3), equal_nan=True
+        ):
+            return name
+    return ""
+
+
+def bare(drawn: Draw) -> Draw:
+    """Return the problem without a backward."""
+    return replace(drawn, cotangents={})
+
+
+# From call to call ----------------------------------------------------------------------------------------------------
+
+
+def stale(doctor: Doctor) -> Iterator[Finding]:
+    """Update the weights between two calls."""
+    case, drawn = doctor.draw(BASE, 0)
+    for training, grad in itertools.product((True, False), (True, False)):
+        with torch.set_grad_enabled(grad):
+            module = made(doctor, case, drawn, training)
+            called(module, drawn)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.mul_(0.8)
+            second = called(module, drawn)
+            lighter = {name: 0.8 * weight for name, weight in drawn.weights.items()}
+            anew = called(made(doctor, case, replace(drawn, weights=lighter), training), drawn)
+        if far(second, anew):
+            mode = f"{'in training' if training else 'in eval'}, {'with' if grad else 'without'} gradients"
+            yield Finding(
+                "weights are cached: an update between two calls goes unseen", "",
+                "compute from the parameters at each call, or forget what is cached when they change", mode,
+            )  # fmt: skip
+            return
+
+
+def overwritten(doctor: Doctor) -> Iterator[Finding]:
+    """Look at the first result again after a second call, and at the weights after the first."""
+    case, drawn = doctor.draw(BASE, 0)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            module = made(doctor, case, drawn)
+            weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+            first = called(module, drawn)
+            before = [leaf.detach().clone() for leaf in first]
+            changed = [
+                name for name, parameter in module.named_parameters() if not torch.equal(parameter, weights[name])
+            ]
+            called(module, drawn, -drawn.input)
+        changed += module.written if isinstance(module, MappedSubject) else []
+        if changed:
+            what = f"a call changes the module's own weights ({', '.join(dict.fromkeys(changed))})"
+            yield Finding(what, "", "work on a copy: torch.nn's forward writes to no parameter", "one call")
+            return
+        if far([leaf.detach() for leaf in first], before, 0.0):
+            mode = "with gradients" if grad else "without gradients"
+            yield Finding(
+                "the result of a call is changed by the next: its buffer is used again", "",
+                "return a tensor of its own at each call", f"two calls, {mode}",
+            )  # fmt: skip
+            return
+
+
+def shared(doctor: Doctor) -> Iterator[Finding]:
+    """Find parameters that layers or directions have in common."""
+    reader = doctor.subject.reader
+    if reader is None or doctor.subject.is_cell or "num_layers" not in reader.options:
+        return
+    more = {"bidirectional": True} if "bidirectional" in reader.options else {}
+    module = reader.construct({"input_size": 5, "hidden_size": 7, "num_layers": 4, **more})
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    twice = next((same for same in names.values() if len(same) > 1), None)
+    if twice:
+        fix = "construct each layer's own: [make() for _ in range(n)], not [make()] * n"
+        yield Finding("layers share their weights", "", fix, f"{' and '.join(twice)} are one parameter")
+
+
+# Other sizes, other numbers -------------------------------------------------------------------------------------------
+
+
+def sizes(doctor: Doctor) -> Iterator[Finding]:
+    """Take large sizes: a kernel may be for small ones."""
+    case, _ = doctor.draw(BASE, 0)
+
+    def fails(hidden: int, inputs: int = 5, batch: int = 3) -> str:
+        lengths = (1,) if case.is_cell else (4,) * batch
+        return wrong(doctor, case, bare(draw(case, doctor.seed, Sizes(inputs, hidden, 3, batch, lengths))))
+
+    if fails(4):
+        return
+    for what, attempts in (
+        ("hidden sizes", [(hidden, 5, 3) for hidden in (8, 16, 17, 32, 33, 64, 65, 70, 128, 130)]),
+        ("input sizes", [(4, inputs, 3) for inputs in (8, 16, 17, 32, 33, 40, 64, 65, 130)]),
+        ("batches", [(4, 5, batch) for batch in (1, 2, 8, 33)]),
+    ):
+        place = {"hidden sizes": 0, "input sizes": 1, "batches": 2}[what]
+        right = (4, 5, 3)[place]
+        for attempt in attempts:
+            if name := fails(*attempt):
+                at = attempt[place]
+                above = f"{what} above {right}" if at > right else f"{what} of {at}"
+                yield Finding(f"wrong for {above}", "", "nothing may depend on the size", f"{name} differs at {at}")
+                break
+            right = attempt[place]
+
+
+def rows(doctor: Doctor) -> Iterator[Finding]:
+    """Put a NaN or an infinity into one row: the others must not notice."""
+    case, drawn = doctor.draw(BASE, 0)
+    if drawn.input.size(-2) < 2:
+        return
+    for value in (math.nan, math.inf):
+        input = drawn.input.clone()
+        input[..., 0, :] = value
+        with torch.no_grad():
+            usual, odd = called(made(doctor, case, drawn), drawn), called(made(doctor, case, drawn), drawn, input)
+        if far([leaf[..., 1:, :] for leaf in usual], [leaf[..., 1:, :] for leaf in odd]):
+            yield Finding(f"{value} in one row of the batch spreads to others", "", "keep rows apart", "one layer")
+            return
+
+
+def layouts(doctor: Doctor) -> Iterator[Finding]:
+    """Take strided input and states."""
+    case, drawn = doctor.draw(BASE, 0)
+    module = made(doctor, case, drawn)
+
+    def strided(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, tensor.flip(0)], -1)[..., 0]
+
+    hx = tuple(state.clone() for state in drawn.hx)
+    with torch.no_grad():
+        for name, input, states in (
+            ("input", strided(drawn.input), tuple(state.clone() for state in hx)),
+            ("input", drawn.input.mT.contiguous().mT, tuple(state.clone() for state in hx)),
+            ("initial state", drawn.input.clone(), tuple(map(strided, hx))),
+        ):
+            given = ((states,) if len(states) > 1 else states) if states else ()
+            seen = [leaf for leaf in tree_leaves(module(input, *given)) if isinstance(leaf, Tensor)]
+            if far(seen, called(module, drawn)):
+                fix = "call .contiguous() before as_strided, or use reshape"
+                yield Finding(f"it takes its {name} for contiguous", "", fix, "a strided view of the same numbers")
+                return
+
+
+def dtypes(doctor: Doctor) -> Iterator[Finding]:
+    """Run in bfloat16: the dtype must stay, and the numbers be near."""
+    case, drawn = doctor.draw(BASE, 0)
+    place = {"dtype": torch.bfloat16}
+    module = doctor.subject.make(**drawn.arguments, **place)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(drawn.weights[name])
+        seen = called(module, replace(drawn, hx=tuple(h.bfloat16() for h in drawn.hx)), drawn.input.bfloat16())
+        exact = called(made(doctor, case, drawn), drawn)
+    if any(leaf.dtype != torch.bfloat16 for leaf in seen):
+        yield Finding("its result is not of bfloat16 where all that is given is", "", "follow the input's dtype", "")
+    elif far([leaf.double() for leaf in seen], exact, 0.5):
+        yield Finding("wrong in bfloat16", "", "follow the input's dtype", "")
+
+
+# Long gradients -------------------------------------------------------------------------------------------------------
+
+
+def reach(doctor: Doctor) -> Iterator[Finding]:
+    """Follow the gradient of late outputs back to early inputs."""
+    case, drawn = doctor.draw(BASE, 0)
+    if case.is_cell or not doctor.exact or BASE.name in doctor.backward_errors:
+        return
+    steps = 70
+    long = draw(case, doctor.seed, Sizes(5, 4, 3, 2, (steps, steps)))
+    long = replace(long, weights={name: 0.9 * weight for name, weight in long.weights.items()})
+    if not drawn.hx:
+        long = replace(long, hx=())
+    if any("gradient" in name or "detached" in name for name in doctor.diagnosis.names):
+        return
+    starts: dict[int, int] = {}
+    for end in (steps - 1, steps - 2, steps // 2, steps // 3):
+        late = torch.zeros_like(long.cotangents["output"])
+        late[end] = long.cotangents["output"][end]
+        seen = observe(doctor.subject.namespace, case, replace(long, cotangents={"output": late}), EXACT).tensors
+        expected = doctor.base.run(example_of(case, replace(long, cotangents={"output": late}), True))
+        grad, true = seen["grad of input"], expected["grad of input"]
+        if grad is None:
+            return
+        silent = [t for t in range(end + 1) if not grad[t].any() and true[t].any()]
+        starts[end] = max(silent, default=-1) + 1
+    cut = {end: start for end, start in starts.items() if start}
+    if not cut:
+        return
+    lags = {end - start for end, start in cut.items()}
+    period = math.gcd(*cut.values()) if len(set(cut.values())) > 1 else min(cut.values())
+    what = f"gradients reach back {min(lags)} steps only"
+    if len(lags) > 1 or len(cut) < len(starts):
+        what = f"gradients are cut every {period} steps: the state is detached there"
+    yield Finding(what, "truncated backpropagation in the module", "leave the detach() to the training loop", str(cut))
+
+
+# Dropout --------------------------------------------------------------------------------------------------------------
+
+
+def memoryless(doctor: Doctor, case: Case, drawn: Draw) -> Draw:
+    """Return weights with which layer 0 gives one number at each step, and layer 1 shows its input, squashed."""
+    weights = {name: torch.zeros_like(weight) for name, weight in drawn.weights.items()}
+    H = drawn.arguments["hidden_size"]
+    open_gates = {"LSTM": [50.0, -50.0, 0.0, 50.0], "GRU": [0.0, -50.0, 0.0], "RNN": [0.0]}[doctor.subject.kind]
+    at = {"LSTM": 2, "GRU": 2, "RNN": 0}[doctor.subject.kind]
+    for layer in (0, 1):
+        bias = torch.tensor(open_gates, dtype=torch.float64).repeat_interleave(H)
+        if layer == 0:
+            bias[at * H : (at + 1) * H] = 1.0
+        weights[f"bias_ih_l{layer}"] = bias
+    weights["weight_ih_l1"][at * H : (at + 1) * H] = 0.01 * torch.eye(H, dtype=torch.float64)
+    return replace(drawn, weights=weights)
+
+
+def masks(doctor: Doctor) -> Iterator[Finding]:
+    """Make the masks of dropout visible: how often, how much, the same at each step?"""
+    if "dropout, two layers" not in doctor.diagnosis.passed or not doctor.always.get("bias", True):
+        return
+    p = 0.4
+    case, _ = doctor.draw(Probe("", (), {"layers": 2, "dropout": "dropout_train", "hx": False}), 0)
+    drawn = draw(case, doctor.seed, Sizes(5, 16, 3, 12, (10,) * 12))
+    drawn = memoryless(doctor, case, replace(drawn, arguments={**drawn.arguments, "dropout": p}))
+    module = made(doctor, case, drawn)
+    with torch.no_grad():
+        shown = called(module, drawn)[0]
+        constant = called(module.eval(), drawn)[0]
+    squashed = (lambda y: torch.atanh(torch.atanh(y))) if doctor.subject.kind == "LSTM" else torch.atanh
+    kept: Tensor = squashed(shown) / squashed(constant)
+    dropped = kept.abs() < 0.01
+    scale = kept[~dropped].mean().item() if not dropped.all() else 0.0
+    share = dropped.double().mean().item()
+    fix = "F.dropout(output, p, self.training) on the output of every layer but the last"
+    evidence = f"p = {p}: {share:.0%} dropped, the rest times {scale:.2f}"
+    if abs(scale - 1 / (1 - p)) > 0.02:
+        what = "dropout without 1 / (1 - p): what is kept is not scaled" if abs(scale - 1) < 0.02 else (
+            "dropout scales what it keeps by another factor than 1 / (1 - p)"
+        )  # fmt: skip
+        if abs(scale - 1 / p) < 0.02 and abs(share - (1 - p)) < 0.1:
+            what = "dropout keeps p and drops 1 - p"
+        yield Finding(what, "", fix, evidence)
+    elif abs(share - p) > 0.1 and not bool((dropped == dropped[:1]).all()):
+        yield Finding("dropout drops another share than p", "", fix, evidence)
+    for axis, name in ((0, "step"), (1, "row of the batch"), (2, "unit")):
+        if bool((dropped == dropped.narrow(axis, 0, 1)).all()) and dropped.any():
+            where = "variational dropout" if axis == 0 else ""
+            yield Finding(f"the same dropout mask at every {name}", where, fix, evidence)

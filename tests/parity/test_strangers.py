@@ -1,0 +1,321 @@
+"""Other people's modules: none that is right is accused, and what can't be read is said to be so."""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from subjects import strangers
+from torch import nn
+
+from parity.__main__ import main
+from parity.checkup.apart import apart
+from parity.checkup.arrays import check_arrays
+from parity.checkup.diagnose import Doctor
+from parity.checkup.examine import check
+from parity.checkup.habits import habits
+from parity.checkup.search import fit
+from parity.checkup.subjects import IncomparableError, adapt, known_name, load
+from parity.checkup.weights import UnreadableError, gate_letters, merges, readings
+from parity.mutants.catalogue import FAMILIES
+from parity.mutants.definition import Example
+from parity.mutants.variants import Variant, plain
+from parity.testing import ParityTests
+
+
+def diagnose(cls, as_=None):
+    return Doctor(adapt(cls, as_)).diagnose()
+
+
+@pytest.mark.parametrize(
+    ("cls", "as_"), [(cls, as_) for cls, as_, verdict, _ in strangers.EXPECTED if verdict == "same"]
+)
+def test_a_right_module_is_not_accused_however_it_keeps_its_weights(cls, as_):
+    diagnosis = diagnose(cls, as_)
+    assert diagnosis.same, str(diagnosis)
+    assert "one layer" in diagnosis.passed
+
+
+@pytest.mark.parametrize(
+    ("cls", "as_", "words"), [(cls, as_, words) for cls, as_, verdict, words in strangers.EXPECTED if words]
+)
+def test_a_wrong_module_is_named(cls, as_, words):
+    doctor = Doctor(adapt(cls, as_))
+    doctor.diagnose()
+    found = [finding.what for finding in (*doctor.diagnosis.findings, *habits(doctor))]
+    assert any(words in name for name in found), found
+    assert len(found) == 1
+
+
+# Reading
+
+
+def shapes(**own):
+    return {name: tuple(shape) for name, shape in own.items()}
+
+
+def of_torch(kind, layers=1, bidirectional=False):
+    module = getattr(nn, kind)(5, 7, layers, bidirectional=bidirectional)
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def lines(own, kind, **options):
+    return list(readings(own, of_torch(kind, **options), kind)[0].lines())
+
+
+def test_the_letters_of_the_documentation_are_gates():
+    own = {f"{w}_{s}{g}": (7, *([5] if s == "i" else [7])[: w == "W"]) for g in "ifgo" for w in "Wb" for s in "ih"}
+    read = lines(own, "LSTM")
+    assert "W_hg = weight_hh[gate g]" in read
+    assert "b_hf = bias_hh[gate f]" in read
+    assert gate_letters(["W_ii", "W_if", "W_ig", "W_io"], "ifgo") == list("ifgo")
+
+
+def test_gates_may_be_a_dimension_and_biases_columns():
+    own = shapes(wx=(3, 7, 5), wh=(3, 7, 7), bx=(21, 1), bh=(21, 1))
+    assert lines(own, "GRU") == ["wx = weight_ih", "wh = weight_hh", "bx = bias_ih", "bh = bias_hh"]
+    assert merges((21, 5), [3, 7, 5], (0, 1, 2))
+    assert not merges((21, 6), [3, 7, 5], (0, 1, 2))
+
+
+def test_layers_in_lists_and_directions_by_name():
+    own = shapes(**{"W.0": (28, 5), "W.1": (28, 7), "U.0": (28, 7), "U.1": (28, 7), "b.0": (28,), "b.1": (28,)})
+    assert lines(own, "LSTM", layers=2)[1] == "W.1 = weight_ih_l1"
+    both = shapes(**{"bw.x": (7, 5), "bw.h": (7, 7), "fw.x": (7, 5), "fw.h": (7, 7)})
+    assert lines(both, "RNN", bidirectional=True)[0] == "bw.x = weight_ih_l0_reverse"
+
+
+def test_a_number_within_a_layer_is_not_the_layers_number():
+    """Above the first layer both matrices of a gate are of one shape: the layer below tells them apart."""
+    own = {
+        f"layers.{layer}.{gate}.{k}.weight": (7, 5 if layer == k == 0 else 7)
+        for layer in (0, 1) for gate in ("reset", "update", "new") for k in (0, 1)
+    }  # fmt: skip
+    read = lines(own, "GRU", layers=2)
+    assert "layers.1.reset.0.weight = weight_ih_l1[gate r]" in read
+    assert "layers.1.new.1.weight = weight_hh_l1[gate n]" in read
+
+
+def test_a_module_is_asked_for_its_layers():
+    module = nn.ModuleList()
+    net = nn.LSTM(5, 7, 2)
+
+    class Turned(nn.Module):
+        """Its upper layer's cell is called first."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.LSTMCell(7, 7), nn.LSTMCell(5, 7)
+
+        def forward(self, x):
+            zeros = [x.new_zeros(x.size(1), 7) for _ in range(4)]
+            lower, upper = tuple(zeros[:2]), tuple(zeros[2:])
+            for v in x:
+                lower = self.second(v, lower)
+                upper = self.first(lower[0], upper)
+            return upper[0], (torch.stack([lower[0], upper[0]]), torch.stack([lower[1], upper[1]]))
+
+    turned = Turned().double()
+    own = {name: tuple(p.shape) for name, p in turned.named_parameters()}
+    layout = readings(own, {n: tuple(p.shape) for n, p in net.named_parameters()}, "LSTM", turned)[0]
+    assert layout.how == "by asking the module"
+    assert "first.weight_ih = weight_ih_l1" in list(layout.lines())
+    assert len(module) == 0
+
+
+def test_what_no_reading_fits_cannot_be_read():
+    with pytest.raises(UnreadableError, match="not to be found in w"):
+        readings(shapes(w=(3, 11)), of_torch("LSTM"), "LSTM")
+
+
+def test_a_module_without_biases_is_torchs_without_biases():
+    class Bare(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.cell = nn.RNNCell(input_size, hidden_size, bias=False)
+
+        def forward(self, x, h=None):
+            return self.cell(x, h)
+
+    diagnosis = diagnose(Bare, "RNNCell")
+    assert diagnosis.same, str(diagnosis)
+    assert diagnosis.not_offered["bias"] == "it has no biases"
+
+
+def test_a_gru_of_one_bias_is_compared_with_torchs_of_b_hn_zero():
+    class One(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.x, self.h = nn.Linear(input_size, 3 * hidden_size), nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+
+        def forward(self, x, h):
+            (a, b, c), (d, e, f) = self.x(x).chunk(3, -1), self.h(h).chunk(3, -1)
+            r, z = torch.sigmoid(a + d), torch.sigmoid(b + e)
+            return (1 - z) * torch.tanh(c + r * f) + z * h
+
+    subject = adapt(One, "GRUCell")
+    diagnosis = Doctor(subject).diagnose()
+    assert diagnosis.same, str(diagnosis)
+    assert any("one bias" in line for line in subject.notes)
+
+
+# What could not be compared
+
+
+def test_an_instance_is_refused_and_a_factory_is_taken():
+    with pytest.raises(IncomparableError, match="an instance of LSTM"):
+        adapt(nn.LSTM(3, 4))
+    assert diagnose(lambda i, h: nn.LSTMCell(i, h), "LSTMCell").same
+
+
+def test_more_arguments_are_asked_for_and_given():
+    class Wordy(nn.GRUCell):
+        def __init__(self, vocab_size, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+
+    result = check(Wordy, "GRUCell", raises=False)
+    assert (result.outcome, result.exit_code) == ("unread", 2)
+    assert "--init 'vocab_size=...'" in result.verdict
+    assert Doctor(adapt(Wordy, "GRUCell", init={"vocab_size": 3})).diagnose().same
+
+
+def test_what_could_not_be_compared_fails_a_test_of_ones_own():
+    class Raising(nn.LSTM):
+        def __init__(self, input_size, hidden_size):
+            raise RuntimeError("no licence")
+
+    class Mine(ParityTests):
+        subject = Raising
+
+    with pytest.raises(AssertionError, match="its constructor raises RuntimeError: no licence"):
+        Mine().test_no_mistake_is_found()
+    with pytest.raises(AssertionError, match="could not be compared"):
+        Mine().test_every_case_that_is_offered_agrees()
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda progress: os._exit(3), "ended with exit code 3"),
+        (lambda progress: os.kill(os.getpid(), 9), "ended by SIGKILL"),
+        (lambda progress: time.sleep(60), "more than 0.5 s for one step (starting)"),
+        (lambda progress: sys.exit(0), "SystemExit"),
+    ],
+)
+def test_a_process_that_ends_or_hangs_is_no_verdict(work, said):
+    assert said in apart(work, 0.5, lambda what: None)["ended"]
+
+
+def test_what_a_subject_prints_is_thrown_away(capfd):
+    told = []
+
+    def work(progress):
+        print("flood" * 10000)
+        progress("half of it")
+        return {"exit": 0}
+
+    assert apart(work, 20, told.append) == {"exit": 0}
+    assert told == ["half of it"]
+    assert "flood" not in capfd.readouterr().out
+
+
+def test_sys_exit_in_a_forward_is_no_success(capsys, tmp_path):
+    (tmp_path / "leaving.py").write_text(
+        "import sys, torch\nclass LSTM(torch.nn.LSTM):\n    def forward(self, x, hx=None):\n        sys.exit(0)\n"
+    )
+    file = tmp_path / "report.json"
+    assert main(["check", f"{tmp_path}/leaving.py:LSTM", "--json", str(file)]) == 2
+    assert "it calls sys.exit(0)" in capsys.readouterr().out
+    assert json.loads(file.read_text())["outcome"] == "unread"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.py:LSTM"], "none.py: there is no such file"),
+        (["torch.nn:LSTN"], "did you mean LSTM"),
+        (["torch.nn:LSTM", "--as", "lstn"], "only RNN, LSTM, GRU"),
+        (["torch.nn:LSTM", "--json", "no/folder/x.json"], "there is no folder"),
+        (["torch.nn:LSTM", "--init", "a b"], "expected NAME=VALUE"),
+        ([__file__], "expected"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", *arguments])
+    assert stopped.value.code == 2
+    last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("checking")]
+    assert len(last) == 1
+    assert said in last[0]
+
+
+def test_a_name_of_torchs_is_known_in_any_case():
+    assert known_name("grucell") == "GRUCell"
+    with pytest.raises(ValueError, match="expected"):
+        load("nothing")
+
+
+# Constants
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_constant_is_read_off_one_step(family):
+    k = {"the cell is clipped to {k}": 0.3, "h is clipped to {k}": 0.2, "forget gate + {k}": 2.0}.get(
+        family.name, 0.125
+    )
+    kind = "LSTM"
+    planted = Variant(plain(kind).order, (family.member(k),))
+    generator = torch.Generator().manual_seed(3)
+
+    def problem(steps):
+        def randn(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        weights = {name: randn(*parameter.shape) for name, parameter in nn.LSTM(3, 4).named_parameters()}
+        return Example(kind, weights, randn(steps, 2, 3), (randn(1, 2, 4), randn(1, 2, 4)))
+
+    first, one = problem(5), problem(1)
+    found = fit([first], [planted.run(first)], plain(kind), (one, planted.run(one)))
+    assert found is not None
+    assert found.name in (planted.name, family.member(k).name)
+
+
+# Arrays
+
+
+def arrays():
+    generator = torch.Generator().manual_seed(0)
+    module = nn.LSTM(3, 4)
+    x, hx = torch.randn(5, 2, 3, generator=generator), tuple(torch.randn(1, 2, 4, generator=generator) for _ in "hc")
+    with torch.no_grad():
+        output, (h, c) = module(x, hx)
+    named = {"input": x, "h_0": hx[0], "c_0": hx[1], "output": output, "h_n": h, "c_n": c}
+    return {name: t.numpy() for name, t in (named | dict(module.state_dict())).items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: a | {"weights_ih_l0": a.pop("weight_ih_l0")}, "weights_ih_l0: torch.nn.LSTM has no such array"),
+        (lambda a: {n: t for n, t in a.items() if n != "input"}, "input is missing"),
+        (lambda a: a | {"h_0": a["h_0"][0]}, r"h_0 has shape \[2, 4\]: with the other arrays it should be \[1, 2, 4\]"),
+        (lambda a: a | {"input": np.full((5, 2, 3), np.nan)}, "input has a NaN"),
+        (lambda a: a | {"input": a["input"].astype(int)}, "input has numbers of int64"),
+    ],
+)
+def test_wrong_arrays_get_a_sentence(change, said):
+    with pytest.raises(ValueError, match=said):
+        check_arrays(change(arrays()))
+
+
+def test_arrays_say_which_of_them_differs_first():
+    wrong = arrays()
+    wrong["output"][3:] += 0.1
+    result = check_arrays(wrong, raises=False)
+    assert result.outcome == "different"
+    assert any(note.startswith("output differs first at step 3") for note in result.notes)
+    assert "h_n is torch.nn's" in result.notes
+    assert result.seconds < 60
