@@ -22,7 +22,7 @@ def apart(work: Callable[[Progress], dict[str, Any]], limit: float, show: Progre
     Where the process ends without a result, or says nothing new for `limit` seconds, the result is {"ended": why}.
     Without fork (Windows), or where a GPU is in use by this process already, it runs here.
     """
-    if not hasattr(os, "fork") or torch.cuda.is_initialized():
+    if not hasattr(os, "fork") or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return work(show)
     read, write = os.pipe()
     sys.stdout.flush()
