@@ -102,7 +102,11 @@ def _checked(options: argparse.Namespace, parser: argparse.ArgumentParser, progr
 
             with numpy.load(options.target) as arrays:
                 checkup = check_arrays(
-                    dict(arrays), options.as_ or "LSTM", batch_first=options.batch_first, raises=False
+                    dict(arrays),
+                    options.as_ or "LSTM",
+                    batch_first=options.batch_first,
+                    raises=False,
+                    progress=progress,
                 )
         else:
             weight_map = subjects.load(options.map) if options.map else None

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 Progress = Callable[[str], None]
 
 
@@ -18,9 +20,9 @@ def apart(work: Callable[[Progress], dict[str, Any]], limit: float, show: Progre
     """Return what `work` returns, run in a process whose prints are thrown away; `show` is told what it is doing.
 
     Where the process ends without a result, or says nothing new for `limit` seconds, the result is {"ended": why}.
-    Without fork (Windows) it runs here.
+    Without fork (Windows), or where a GPU is in use by this process already, it runs here.
     """
-    if not hasattr(os, "fork"):
+    if not hasattr(os, "fork") or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return work(show)
     read, write = os.pipe()
     sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ def check_arrays(
     batch_first: bool = False,
     nonlinearity: str = "tanh",
     raises: bool = True,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> Checkup:
     """Check numbers that an implementation in any language has computed.
 
@@ -44,8 +45,8 @@ def check_arrays(
     _validate(tensors, kind, batch_first)
     eps = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
     example, seen = _problem(tensors, kind, batch_first, nonlinearity)
-    checkup = Checkup("the arrays", kind, Diagnosis(Subject("the arrays", kind, torch.nn.Identity)))
-    _explain(checkup.diagnosis, _search(example, seen, eps))
+    checkup = Checkup("the arrays' module", kind, Diagnosis(Subject("the arrays", kind, torch.nn.Identity)))
+    _explain(checkup.diagnosis, _search(example, seen, eps, progress))
     expected = plain(example.kind).run(example)
     worst = distance(expected, seen).item()
     checkup.notes.append(f"largest difference from torch.nn: {worst:.2e}, eps {eps:.1e}")
@@ -150,13 +151,15 @@ def _problem(
     return Example(name, weights, input, hx, batch_first, nonlinearity, training=False, is_cell=is_cell), seen
 
 
-def _search(example: Example, seen: dict[str, Tensor], eps: float) -> Search:
+def _search(example: Example, seen: dict[str, Tensor], eps: float, progress: Callable[[str], None]) -> Search:
     """Search among the equations; if none fits, also among what stands around them."""
     usual = plain(example.kind)
     small, shown = _cropped(example, seen)
     again = [(example, seen)]
+    progress("is it a known variant?")
     found = search(small, shown, ("cell",), usual, again, eps, seconds=3.0)
     if found.best is None:
+        progress("does something differ around the equations?")
         wider = search(small, shown, ("cell", "stack", "batch"), usual, again, eps, most=1)
         found = wider if wider.best is not None or wider.distance < found.distance else found
     error = distance(usual.run(example), seen).item()

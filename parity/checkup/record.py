@@ -134,7 +134,7 @@ class Checkup:
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
         if self.notes:
-            yield Section("Its parameters are", self.notes)
+            yield Section("Read as", self.notes)
         if self.diagnosis.noted:
             yield Section("Beside the verdict", self.diagnosis.noted)
         if self.template:

@@ -28,9 +28,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..grid.cases import CLASSES
 from ..mutants.definition import GATES
-from .weights import Layout, UnreadableError, infer, readings
-
-__all__ = ["infer"]
+from .weights import Layout, UnreadableError, readings
 
 WeightMap = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEFAULTS = {

@@ -9,7 +9,8 @@ from torch import nn
 
 from parity.checkup.diagnose import Doctor
 from parity.checkup.search import distance, equivalent, search
-from parity.checkup.subjects import adapt, infer
+from parity.checkup.subjects import adapt
+from parity.checkup.weights import infer
 from parity.mutants.catalogue import CATALOGUE
 from parity.mutants.definition import Example
 from parity.mutants.orders import Order, orders
