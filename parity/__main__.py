@@ -42,7 +42,7 @@ COMMANDS = {
     "replay": ("checking", "replay"),
     "compare": ("report.changes", "main"),
     "matrix": ("bench.matrix", "main"),
-    "speed": ("bench.speed", "main"),
+    "speed": ("bench", "measure"),
 }
 
 

@@ -1,1 +1,14 @@
 """The bench: what PyTorch can do with a subject, how fast it is, how much memory it takes."""
+
+import argparse
+
+
+def measure(argv: list[str]) -> int:
+    """Run `python -m parity speed`: on a CPU, or where --device or --dry asks for it, as on a GPU. Return its exit code."""
+    from . import gpu, speed
+
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--device", default="cpu")
+    which.add_argument("--dry", action="store_true")
+    given, _ = which.parse_known_args(argv)
+    return gpu.main(argv) if given.dry or given.device != "cpu" else speed.main(argv)

@@ -266,15 +266,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Return exit code 0: measured, whatever came out. 2: wrong usage."""
-    argv = sys.argv[1:] if argv is None else argv
-    on_gpu = argparse.ArgumentParser(add_help=False)
-    on_gpu.add_argument("--device")
-    on_gpu.add_argument("--dry", action="store_true")
-    given, _ = on_gpu.parse_known_args(argv)
-    if given.dry or given.device not in (None, "cpu"):
-        from . import gpu
-
-        return gpu.main(argv)
     parser = _parser()
     options = parser.parse_args(argv)
     if min(options.threads) < 1 or options.seconds <= 0:

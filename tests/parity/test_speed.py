@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parity.bench import gpu, speed, steps
+from parity.bench import gpu, measure, speed, steps
 from parity.grid.subject import load
 
 
@@ -45,7 +45,7 @@ def test_all_figures_are_written(tmp_path, capsys):
 )
 def test_wrong_usage_is_refused(arguments):
     with pytest.raises(SystemExit) as exit:
-        speed.main(arguments)
+        measure(arguments)
     assert exit.value.code == 2
 
 
@@ -94,7 +94,7 @@ def test_a_way_that_fails_fails_alone(capsys, monkeypatch):
         raise RuntimeError("not this one")
 
     monkeypatch.setattr(torch, "compile", fails)
-    assert speed.main([*DRY, "--sizes", "tiny", "--ways", "eager", "compiled"]) == 0
+    assert measure([*DRY, "--sizes", "tiny", "--ways", "eager", "compiled"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| RNN | tiny | training"))
     assert "RuntimeError" in row
     assert len(row.split(" | ")) == 4 + len(("nn", "eager", "compiled", "bound", "nn/eager", "bound/nn", "MB", "MB"))
@@ -102,7 +102,7 @@ def test_a_way_that_fails_fails_alone(capsys, monkeypatch):
 
 def test_cells_without_time_are_left_out_and_named(capsys):
     arguments = ["--sizes", "tiny", "long", "--ways", "eager", "compiled", "--compiled-sizes", "long", "--limit", "10"]
-    assert speed.main([*DRY, *arguments]) == 0
+    assert measure([*DRY, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "| RNN | tiny |" in printed
     assert "Cells left out for want of time: float32 padded long 2\n" in printed
