@@ -4,7 +4,7 @@ import argparse
 
 
 def measure(argv: list[str]) -> int:
-    """Run `python -m parity speed`: on a CPU, or where --device or --dry asks for it, as on a GPU. Return its exit code."""
+    """Run `python -m parity speed`, for a CPU, or where --device or --dry asks for it, for a GPU."""
     from . import gpu, speed
 
     which = argparse.ArgumentParser(add_help=False)

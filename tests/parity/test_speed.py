@@ -72,7 +72,7 @@ def test_what_runs_on_a_gpu_runs_dry(tmp_path, capsys, monkeypatch):
     file, kinds = tmp_path / "speed.json", ["LSTM projection", "GRU 2 layers, both directions"]
     arguments = ["--dry", "--sizes", "small", "large", "--seconds", "0.005", "--sync", "--json", str(file)]
     arguments += ["--forms", *gpu.FORMS, "--dtypes", "float32", "tf32", "--kinds", *kinds, "--ways", *gpu.WAYS]
-    assert speed.main(arguments) == 0
+    assert measure(arguments) == 0
     assert tf32 == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     data, printed = json.loads(file.read_text()), capsys.readouterr()
     assert (len(data["cells"]), data["synchronises"], data["left_out"]) == (2 * 2 * 2 * 2 * 2, [], {})
