@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parity.bench import gpu, measure, speed, steps
 from parity.grid.subject import load
+from rnnkit.fast import fused
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -68,6 +69,8 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_what_runs_on_a_gpu_runs_dry(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)  # imports for seconds
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute; that it compiles, others show
+    fused.compiled.cache_clear()
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     file, kinds = tmp_path / "speed.json", ["LSTM projection", "GRU 2 layers, both directions"]
     arguments = ["--dry", "--sizes", "small", "large", "--seconds", "0.005", "--sync", "--json", str(file)]
