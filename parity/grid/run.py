@@ -252,13 +252,12 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
         result = module(**named) if case.special == "keywords" else module(*named.values())
     outputs = _outputs(seen, case, result)
     seen.tensors |= {name: tensor.detach() for name, tensor in outputs.items()}
-    if case.special == "written_on":
-        seen.tensors["output"] = outputs["output"].detach().clone()
     seen.facts["requires_grad"] = {name: tensor.requires_grad for name, tensor in outputs.items()}
     seen.facts["contiguous"] = {name: tensor.is_contiguous() for name, tensor in outputs.items()}
     seen.facts["aliases"] = _aliases([*outputs.items(), *_callers(module, leaves, input)], set(outputs))
 
     if case.special == "written_on":
+        seen.tensors["output"] = outputs["output"].detach().clone()
         outputs["output"].mul_(0.5)
     if any(tensor.requires_grad for tensor in outputs.values()):
         wanted = [name for name in drawn.cotangents if outputs[name].requires_grad]
