@@ -257,7 +257,7 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
     seen.facts["aliases"] = _aliases([*outputs.items(), *_callers(module, leaves, input)], set(outputs))
 
     if case.special == "written_on":
-        seen.tensors["output"] = outputs["output"].detach().clone()
+        seen.tensors |= {name: tensor.clone() for name, tensor in seen.tensors.items() if tensor is not None}
         outputs["output"].mul_(0.5)
     if any(tensor.requires_grad for tensor in outputs.values()):
         wanted = [name for name in drawn.cotangents if outputs[name].requires_grad]
