@@ -6,13 +6,14 @@ below that, so a handful of graphs serves all lengths.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import fast, paths, stack
+from . import checks, fast, paths, stack
 from .equations import State
 from .layers import RNNBase
 from .stack import Direction, Results, Stack
@@ -117,49 +118,60 @@ class ReplayThroughTime(Function):
     @staticmethod
     def forward(ctx: Any, blocks: Sequence[Block], direction: Direction, *tensors: Tensor | None) -> Any:
         output, state, kept = replay(blocks, direction, keep=True)
-        ctx.set_materialize_grads(False)
-        ctx.blocks, ctx.direction, ctx.count = blocks, direction.given([None] * len(tensors)), len(tensors)
-        ctx.save_for_backward(*tensors, output, *kept)
+        ctx.blocks = blocks
+        fast.keep(ctx, direction, output, *kept)
         return output, *state
 
     @staticmethod
     @untraced
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        direction, output, kept = ctx.direction.given(saved[: ctx.count]), saved[ctx.count], saved[ctx.count + 1 :]
-        if torch.is_grad_enabled() or not fast.plain(grads, direction.input):
-            return None, None, *fast.differentiate(direction, grads, needed, torch.is_grad_enabled())
-        states, dy = len(direction.state), grads[0]
-        dstate: Sequence[Tensor | None] = grads[1:]
-        totals = [torch.zeros_like(t) if need else None for t, need in zip(direction.tensors, needed, strict=True)]
-        for block in ctx.blocks:
-            for total in block.grads[1:-states]:
-                if total is not None:
-                    total.zero_()
-        for block, first in reversed(pieces(ctx.blocks, direction)):
-            each = states + len(block.tape or [])
-            kept, own = kept[:-each], kept[-each:]
-            copy((*block.direction.state, *(block.tape or [])), own)
-            block.direction.input.copy_(direction.input.narrow(0, first, block.steps))
-            block.output.copy_(output.narrow(0, first, block.steps))
-            fill(block.dy, None if dy is None else dy.narrow(0, first, block.steps))
-            for place, value in zip(block.dstate, dstate, strict=True):
-                fill(place, value)
-            block.replay_backward()
-            dstate = block.dstate
-            if totals[0] is not None and block.grads[0] is not None:
-                totals[0].narrow(0, first, block.steps).copy_(block.grads[0])
-        for block in ctx.blocks:
-            for total, grad in zip(totals[1:-states], block.grads[1:-states], strict=True):
-                if total is not None and grad is not None:
-                    total.add_(grad)
-        copy(totals[-states:], dstate)
-        return None, None, *totals
+        return None, None, *fast.go_back(ctx, partial(replay_back, ctx.blocks), grads, ctx.needs_input_grad[2:])
+
+
+def replay_back(
+    blocks: Sequence[Block],
+    direction: Direction,
+    kept: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Take a direction back by its blocks. Return the gradients of `direction.tensors`, those that are needed."""
+    output, *kept = kept
+    states, dy = len(direction.state), grads[0]
+    dstate: Sequence[Tensor | None] = grads[1:]
+    tensors = zip(direction.tensors, needed, strict=True)
+    totals = [torch.zeros_like(t) if need and t is not None else None for t, need in tensors]
+    for block in blocks:
+        for total in block.grads[1:-states]:
+            if total is not None:
+                total.zero_()
+    for block, first in reversed(pieces(blocks, direction)):
+        each = states + len(block.tape or [])
+        kept, own = kept[:-each], kept[-each:]
+        copy((*block.direction.state, *(block.tape or [])), own)
+        block.direction.input.copy_(direction.input.narrow(0, first, block.steps))
+        block.output.copy_(output.narrow(0, first, block.steps))
+        fill(block.dy, None if dy is None else dy.narrow(0, first, block.steps))
+        for place, value in zip(block.dstate, dstate, strict=True):
+            fill(place, value)
+        block.replay_backward()
+        dstate = block.dstate
+        if totals[0] is not None and block.grads[0] is not None:
+            totals[0].narrow(0, first, block.steps).copy_(block.grads[0])
+    for block in blocks:
+        for total, grad in zip(totals[1:-states], block.grads[1:-states], strict=True):
+            if total is not None and grad is not None:
+                total.add_(grad)
+    copy(totals[-states:], dstate)
+    return totals
 
 
 def fill(place: Tensor, value: Tensor | None) -> None:
-    """Copy a value, or zeros where there is none."""
-    place.zero_() if value is None else place.copy_(value)
+    """Copy a value, or zeros where there is none. Where one block follows itself, the value is in its place."""
+    if value is None:
+        place.zero_()
+    elif value is not place:
+        place.copy_(value)
 
 
 class Graphed:
@@ -179,7 +191,8 @@ class Graphed:
     def __call__(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """Run the layer as `rnn(input, hx)` does, by replays where its graphs serve, else as it is."""
         form, record = self.rnn.record(input, hx)
-        if form.packed is not None or paths.choose(record).path != "fast":
+        served = form.packed is None and not checks.autocasting(record.input)
+        if not served or paths.choose(record).path != "fast":
             return self.rnn._results(form, record)
         return self.rnn._results(form, record, self._run)
 

@@ -57,7 +57,7 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         return masked_unroll(direction)
     weights, carry, packed = direction.weights, Carry(direction.state), direction.batch_sizes is not None
     igates = F.linear(direction.input, weights.w_ih, weights.b_ih)  # of all steps at once
-    steps = igates.split_with_sizes(direction.step_sizes) if packed else igates.unbind(0)
+    steps = direction.split(igates)
     outputs: list[Tensor] = []
     for x in reversed(steps) if direction.reverse else steps:
         state = carry.resize(x.size(0)) if packed else carry.state
@@ -68,7 +68,7 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
     if not outputs:
         h, *_ = direction.state
         return igates[..., : h.size(-1)], direction.state  # as empty as the igates, and differentiable like them
-    return torch.cat(outputs) if packed else torch.stack(outputs), carry.whole()
+    return direction.join(outputs), carry.whole()
 
 
 # By masks -----------------------------------------------------------------------------------------------------------

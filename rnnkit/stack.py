@@ -59,6 +59,14 @@ class Direction(NamedTuple):
         sizes: list[int] = self.batch_sizes.tolist()
         return sizes
 
+    def split(self, rows: Tensor) -> Sequence[Tensor]:
+        """Return the rows of each step, of those (L, N, F) or (S, F) of all steps, in the order of time."""
+        return rows.unbind(0) if self.batch_sizes is None else rows.split_with_sizes(self.step_sizes)
+
+    def join(self, steps: Sequence[Tensor]) -> Tensor:
+        """Return the rows of all steps, (L, N, F) or (S, F), of those of each."""
+        return torch.stack([*steps]) if self.batch_sizes is None else torch.cat([*steps])
+
     @property
     def tensors(self) -> list[Tensor | None]:
         """All that a gradient may be asked for: the input, the weights, the state, and what it is reset to."""

@@ -1,6 +1,5 @@
 """What a call computes on its way, for whoever wants to see it: gates and states of every step, by their letters."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -79,10 +78,9 @@ def watched(direction: Direction) -> tuple[Tensor, State, dict[str, Tensor]]:
     equation, taken = direction.equation, list[tuple[State, Gates]]()
     output, final = recurrence.unroll(direction._replace(equation=equation.watched(taken.append)))
     steps = taken[::-1] if direction.reverse else taken
-    join: Callable[[list[Tensor]], Tensor] = torch.stack if direction.batch_sizes is None else torch.cat
-    rows = {letter: join([gates[k] for _, gates in steps]) for k, letter in enumerate(equation.gates)}
-    others = {letter: join([state[k + 1] for state, _ in steps]) for k, letter in enumerate(equation.state[1:])}
-    rows |= others
+    rows = {letter: direction.join([gates[k] for _, gates in steps]) for k, letter in enumerate(equation.gates)}
+    states = enumerate(equation.state[1:], 1)
+    rows |= {letter: direction.join([state[k] for state, _ in steps]) for k, letter in states}
     if direction.ragged:  # rows that are through take steps all the same, and leave them
         there = recurrence.masks(direction).there
         rows = {letter: torch.where(there, each, 0) for letter, each in rows.items()}

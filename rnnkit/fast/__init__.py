@@ -18,7 +18,7 @@ from torch import Tensor
 from ..stack import Direction, Results, Stack
 from ..stack import layer as one_by_one
 from . import fused, pair
-from .autograd import differentiate, plain, unroll
+from .autograd import differentiate, go_back, keep, plain, unroll
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
@@ -28,6 +28,8 @@ __all__ = [
     "Loop",
     "differentiate",
     "fused",
+    "go_back",
+    "keep",
     "layer",
     "new_tape",
     "pays",

@@ -1,7 +1,7 @@
 """What autograd sees of the fast path: one function, whose backward goes back through time by hand."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..untraced import untraced
 from .kernels import KERNELS
 from .loop import Grads, Loop, new_tape
 
+ByHand: TypeAlias = Callable[[Direction, Sequence[Tensor], Sequence[Tensor | None], Sequence[bool]], Grads]
 #: What tells of functorch's tensors is torch's own. Should it go, no tensor is taken to be plain, and nothing else.
 TELLING = all(
     hasattr(torch._C._functorch, f"is_{name}") for name in ("functorch_wrapped_tensor", "legacy_batchedtensor")
@@ -45,27 +46,50 @@ class ThroughTime(Function):
         loop = Loop(direction)
         tape = None if again else new_tape(direction)
         output, state = loop.forward(tape)
-        ctx.set_materialize_grads(False)
-        ctx.direction, ctx.count = direction.given([None] * len(tensors)), len(tensors)
-        ctx.save_for_backward(*tensors, *([output, *tape] if tape is not None else []))
+        keep(ctx, direction, *([output, *tape] if tape is not None else []))
         return output, *state
 
     @staticmethod
     @untraced  # a compiled step may hold the backward of a layer that was run before
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        if checks.autocasting(saved[0]):
-            with torch.autocast(saved[0].device.type, enabled=False):
-                return ThroughTime.backward(ctx, *grads)
-        direction, (output, *tape) = ctx.direction.given(saved[: ctx.count]), saved[ctx.count :] or [None]
-        # Gradients are enabled in here only if these ones are to be differentiated, too.
-        if torch.is_grad_enabled() or not plain(grads, direction.input):
-            return None, None, *differentiate(direction, grads, needed, torch.is_grad_enabled())
+        return None, None, *go_back(ctx, ThroughTime.by_hand, grads, ctx.needs_input_grad[2:])
+
+    @staticmethod
+    def by_hand(
+        direction: Direction, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> Grads:
+        """Go back by the loop, whose output and tape were kept, or are made again."""
         loop = Loop(direction)
-        if output is None:
+        if kept:
+            output, *tape = kept
+        else:
             tape = new_tape(direction)
             output, _ = loop.forward(tape)
-        return None, None, *loop.backward(output, tape, grads, needed)
+        return loop.backward(output, tape, grads, needed)
+
+
+def keep(ctx: Any, direction: Direction, *others: Tensor) -> None:
+    """Have autograd keep for `go_back` a direction, by its tensors, and others that its way back reads."""
+    tensors = direction.tensors
+    ctx.set_materialize_grads(False)
+    ctx.direction, ctx.count = direction.given([None] * len(tensors)), len(tensors)
+    ctx.save_for_backward(*tensors, *others)
+
+
+def go_back(ctx: Any, by_hand: ByHand, grads: Sequence[Tensor | None], needed: Sequence[bool]) -> Grads:
+    """Return the gradients of `direction.tensors`: by hand, or by the readable path where that can't be seen through.
+
+    by_hand  (direction, others, grads, needed) -> what is returned here, with the direction and others that were kept
+    """
+    saved = ctx.saved_tensors
+    if checks.autocasting(saved[0]):
+        with torch.autocast(saved[0].device.type, enabled=False):
+            return go_back(ctx, by_hand, grads, needed)
+    direction, others = ctx.direction.given(saved[: ctx.count]), saved[ctx.count :]
+    # Gradients are enabled in here only if these ones are to be differentiated, too.
+    if torch.is_grad_enabled() or not plain(grads, direction.input):
+        return differentiate(direction, grads, needed, torch.is_grad_enabled())
+    return by_hand(direction, others, grads, needed)
 
 
 def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: Sequence[bool], again: bool) -> Grads:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from .. import checks
 from ..equations import State, Step
 from ..recurrence import Carry
 from ..stack import Direction
 from ..untraced import untraced
 from . import cublas
-from .autograd import differentiate, plain
+from .autograd import go_back, keep
+from .loop import Grads
 
 StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
 
@@ -62,37 +62,29 @@ class FusedThroughTime(Function):
         carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
         igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
         w_hh = cublas.repeated(len(order), direction.state[0].size(0), weights.w_hh.t()).w
-        xs, outputs, kept = parts(direction, igates), [igates] * len(order), list[Tensor]()
+        xs, outputs, kept = direction.split(igates), [igates] * len(order), list[Tensor]()
         for t in order:
             state = carry.resize(xs[t].size(0))
             hgates = torch.mm(state[0], w_hh) if weights.b_hh is None else torch.addmm(weights.b_hh, state[0], w_hh)
             m, *others = step(xs[t], hgates, state)
             outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
             carry.state = outputs[t], *others
-            kept += hgates, m, *state  # `back` takes them apart again; m is h before its projection
-        ctx.set_materialize_grads(False)
-        ctx.direction, ctx.count = direction.given([None] * len(tensors)), len(tensors)
-        ctx.save_for_backward(*tensors, igates, *kept)
+            kept += hgates, m, *state  # `by_hand` takes them apart again; m is h before its projection
+        keep(ctx, direction, igates, *kept)
         # Results are no view of what is kept, nor of what was given.
-        return whole(direction, outputs), *(s.clone() for s in carry.whole())
+        return direction.join(outputs), *(s.clone() for s in carry.whole())
 
     @staticmethod
     @untraced
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if checks.autocasting(saved[0]):
-            with torch.autocast(saved[0].device.type, enabled=False):
-                return FusedThroughTime.backward(ctx, *grads)
-        direction, igates, kept = ctx.direction.given(saved[: ctx.count]), saved[ctx.count], saved[ctx.count + 1 :]
-        if torch.is_grad_enabled() or not plain(grads, direction.input):
-            return None, *differentiate(direction, grads, needed, torch.is_grad_enabled())
-        return None, *back(direction, igates, kept, grads, needed)
+        return None, *go_back(ctx, by_hand, grads, ctx.needs_input_grad[1:])
 
 
-def back(
-    direction: Direction, igates: Tensor, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
-) -> list[Tensor | None]:
+def by_hand(
+    direction: Direction, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
+) -> Grads:
     """Return the gradients of `direction.tensors`, those that are needed, by those of the results."""
+    igates, *kept = kept
     _, step_back = compiled(direction.equation.step)
     (w_ih, w_hh, _, _, w_hr), order = direction.weights, in_order(direction)
     each = 2 + len(direction.state)
@@ -100,8 +92,8 @@ def back(
     carry = Carry(
         tuple(torch.zeros_like(s) if d is None else d for s, d in zip(direction.state, grads[1:], strict=True))
     )
-    xs, no_dy = parts(direction, igates), torch.zeros_like(direction.state[0])
-    dys = [no_dy[: x.size(0)] for x in xs] if grads[0] is None else parts(direction, grads[0].contiguous())
+    xs, no_dy = direction.split(igates), torch.zeros_like(direction.state[0])
+    dys = [no_dy[: x.size(0)] for x in xs] if grads[0] is None else direction.split(grads[0].contiguous())
     no_dm = None if w_hr is None else no_dy.new_zeros(no_dy.size(0), w_hr.size(1))
     found: dict[int, tuple[Tensor, ...]] = {}
     for t in reversed(order):
@@ -136,16 +128,6 @@ def in_order(direction: Direction) -> list[int]:
     """Return the steps in the order in which the direction takes them."""
     steps = range(direction.length)
     return [*reversed(steps)] if direction.reverse else [*steps]
-
-
-def parts(direction: Direction, rows: Tensor) -> Sequence[Tensor]:
-    """Return the rows (L, N, F) or (S, F) of each step, in the order of time."""
-    return rows.unbind(0) if direction.batch_sizes is None else rows.split_with_sizes(direction.step_sizes)
-
-
-def whole(direction: Direction, steps: list[Tensor]) -> Tensor:
-    """Return all steps' rows (L, N, F) or (S, F)."""
-    return torch.stack(steps) if direction.batch_sizes is None else torch.cat(steps)
 
 
 def unroll(direction: Direction) -> tuple[Tensor, State]:

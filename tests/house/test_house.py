@@ -41,7 +41,7 @@ fast.timeline  <-
 fast.cublas    <- fast.products
 fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline fast.cublas
 fast.autograd  <- equations checks stack recurrence untraced fast.kernels fast.loop
-fast.fused     <- equations checks stack recurrence untraced fast.cublas fast.autograd
+fast.fused     <- equations stack recurrence untraced fast.cublas fast.autograd fast.loop
 fast.pair      <- stack
 fast           <- stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
 ragged         <- equations stack
@@ -49,7 +49,7 @@ compiler       <- equations checks stack recurrence fast ragged
 paths          <- checks stack recurrence fast ragged compiler
 cells          <- equations checks stack
 layers         <- equations checks sequence untraced stack compiler paths
-graphs         <- equations untraced stack fast paths layers
+graphs         <- equations checks untraced stack fast paths layers
 explain        <- paths cells layers
 convert        <- cells layers
 tracing        <- equations stack recurrence cells layers convert
