@@ -215,7 +215,10 @@ def check_lengths(lengths: Any, shape: Size) -> Tensor:
         raise TypeError(f"lengths: expected a tensor or a list of integers, got {type(lengths).__name__}")
     if not isinstance(lengths, Tensor):
         dtype = torch.int64 if lengths in ([], ()) else None  # torch makes a float of nothing
-        lengths = torch.as_tensor(lengths, dtype=dtype, device="cpu")
+        try:
+            lengths = torch.as_tensor(lengths, dtype=dtype, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"lengths: expected a tensor or a list of integers, got {lengths!r}") from error
     found: Tensor = lengths
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
         raise TypeError(f"lengths: expected integers, got {found.dtype} of shape {tuple(found.shape)}")

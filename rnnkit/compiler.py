@@ -132,11 +132,14 @@ class Call(NamedTuple):
         if self.autocast is not None:  # the graph is run outside of the autocast region that it was traced in
             region = torch.autocast(self.tensors[0].device.type, self.autocast, cache_enabled=False)
         with region:
-            by_hand = self.path != "readable" and (any(self.needed) or fast.pays(direction))
-            by_hand = by_hand and (self.packs or not direction.ragged)
-            unroll = fast.unroll if by_hand else recurrence.unroll
-            output, state = ragged.unroll(direction, unroll) if self.packs else unroll(direction)
+            output, state = ragged.unroll(direction, self.unroll) if self.packs else self.unroll(direction)
         return [output, *state]
+
+    def unroll(self, direction: Direction) -> tuple[Tensor, State]:
+        """Take the direction over all steps, packed if rows are: then there may be none."""
+        by_hand = self.path != "readable" and not direction.ragged and direction.input.numel() > 0
+        by_hand = by_hand and (any(self.needed) or fast.pays(direction))
+        return fast.unroll(direction) if by_hand else recurrence.unroll(direction)
 
 
 def unroll(direction: Direction) -> tuple[Tensor, State]:

@@ -25,11 +25,13 @@ def explain(
     >>> print(explain(rnnkit.GRU(3, 4), torch.randn(50, 2, 3)))
     fast: 50 steps
     """
+    ragged = {"lengths": lengths, "resets": resets, "reset_to": reset_to}
     if isinstance(module, RNNCellBase):
+        given = {name: value for name, value in ragged.items() if value is not None}
         with torch.no_grad():
-            module.forward(input, hx)  # to raise what the call raises
+            module.forward(input, hx, **given)  # to raise what the call raises
         return Choice("readable", "a cell takes one step")
     if not isinstance(module, RNNBase):
         raise TypeError(f"module should be a layer or a cell of rnnkit, got: {type(module).__name__}")
-    _, stack = module.record(input, hx, lengths, resets, reset_to)
+    _, stack = module.record(input, hx, **ragged)
     return paths.choose(stack)

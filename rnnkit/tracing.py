@@ -36,8 +36,9 @@ def trace(module: nn.Module, input: Any, hx: Any = None, **same: Any) -> Trace:
     returns          a Trace: (output, hx, seen). Everything in it can be differentiated
 
     A step of time t is at place t in both directions. Rows stand in the caller's order; what lies beyond a row's end,
-    where rows are packed or have lengths, is 0. The steps are taken by the readable path. Raises TypeError for any
-    other module, and what the call raises for its arguments.
+    where rows are packed or have lengths, is 0. The steps are taken by the readable path; a batch with lengths or
+    resets is not packed for it, so that dropout draws other masks than the call does. Raises TypeError for any other
+    module, and what the call raises for its arguments.
 
     >>> output, h_n, seen = trace(torch.nn.GRU(3, 4), torch.randn(5, 2, 3))
     >>> z = seen["l0"]["z"]  # (5, 2, 4)
@@ -77,6 +78,11 @@ def watched(direction: Direction) -> tuple[Tensor, State, dict[str, Tensor]]:
     """Unroll a direction by the readable path. Return its results, and each gate and state as rows of all steps."""
     equation, taken = direction.equation, list[tuple[State, Gates]]()
     output, final = recurrence.unroll(direction._replace(equation=equation.watched(taken.append)))
+    if not taken:  # nothing to join
+        H = direction.weights.w_hh.size(0) // len(equation.gates)
+        nothing = direction.input.new_zeros(*direction.input.shape[:-1], H)
+        letters = *equation.gates, *equation.state[1:]
+        return output, final, dict.fromkeys(letters, nothing) | {equation.state[0]: output}
     steps = taken[::-1] if direction.reverse else taken
     rows = {letter: direction.join([gates[k] for _, gates in steps]) for k, letter in enumerate(equation.gates)}
     states = enumerate(equation.state[1:], 1)

@@ -230,3 +230,11 @@ def test_what_a_call_refuses_is_refused_alike(kind, cell, wrong):
     """In the same words; what it takes is explained."""
     _, module = pair(kind, cell=cell, dtype=torch.float32)
     assert outcome(explain, module, *WRONG[wrong]) == outcome(module, *WRONG[wrong])
+
+
+@pytest.mark.parametrize("given", [{"lengths": [1, 2]}, {"resets": torch.zeros(1, 2, dtype=torch.bool)}], ids=str)
+def test_a_cell_is_refused_what_its_call_refuses_by_keyword(given):
+    cell, x = build(rnnkit, "GRU", cell=True), torch.zeros(2, 3, dtype=torch.float64)
+    for ask in (cell, partial(explain, cell)):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(given))}'"):
+            ask(x, **given)

@@ -572,3 +572,22 @@ def test_a_model_of_layers_keeps_torchs_forward():
     with pytest.raises(TypeError, match="positional"):
         rnnkit.GRU(H_IN, H)(X.float(), None, LENGTHS)
     assert isinstance(nn.GRU(H_IN, H)(X.float(), None), tuple)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_batch_without_any_step_is_eager(kind, graph, fresh):
+    module = build(rnnkit, kind)
+    x, hx = arguments(module)
+    compiled = torch.compile(lambda x, hx: module(x, hx, lengths=[0] * N), backend="eager", fullgraph=True)
+    with torch.set_grad_enabled(graph):
+        found, expected = compiled(x, hx), module(x, hx, lengths=[0] * N)
+    shown = [{f"result {k}": t for k, t in enumerate(tree_leaves(results))} for results in (found, expected)]
+    assert_equal_tensors(*shown)
+
+
+@pytest.mark.parametrize("lengths", [[None, 2, 1], ["1", "2", "1"], [2**70, 1, 1], [[1], [2, 3], 1]], ids=str)
+def test_lists_that_are_no_integers_are_refused_by_name(lengths):
+    module = build(rnnkit, "GRU")
+    with pytest.raises(TypeError, match="lengths: expected a tensor or a list of integers, got "):
+        module(arguments(module)[0], lengths=lengths)

@@ -121,3 +121,17 @@ def test_dropout_draws_what_the_call_draws():
 def test_another_module_is_refused_by_name(thing):
     with pytest.raises(TypeError, match=r"a layer or a cell of rnnkit or torch\.nn, got: "):
         rnnkit.trace(thing, torch.zeros(5, 2, 3))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_no_steps_nothing_is_seen(kind, bidirectional):
+    _, kit = make_pair(kind, num_layers=2, bidirectional=bidirectional)
+    x, hx = arguments(kit, steps=0)
+    trace = rnnkit.trace(kit, x, hx)
+    assert_equal_tensors(named((trace.output, trace.hx)), named(kit(x, hx)))
+    for seen in trace.seen.values():
+        assert set(seen) == {*kit.equation.gates, *kit.equation.state}
+        H_out = kit.proj_size or kit.hidden_size
+        for letter, rows in seen.items():
+            assert rows.shape == (0, x.size(1), H_out if letter == "h" else kit.hidden_size), letter
