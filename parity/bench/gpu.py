@@ -25,8 +25,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from ..grid import subject
+from ..grid.run import tf32
 from . import speed
 from .speed import KINDS, Kind, Step, geometric_mean, megabytes
 from .steps import WARM_UPS, Call, Compiled, Dry, Graphed, noise, products, timed
@@ -115,18 +116,6 @@ def inputs(L: int, N: int, H_in: int, form: str, **to: Any) -> Any:
         return x
     lengths = torch.cat([torch.tensor([L]), torch.randint((L + 1) // 2, L + 1, (N - 1,))])
     return pack_padded_sequence(x, lengths.sort(descending=True).values)
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Let torch and cuDNN form products of float32 in TF32, or not."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = on
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -58,15 +58,6 @@ def test_threads_are_left_as_they_were():
     assert torch.get_num_threads() == before
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_what_runs_on_a_gpu_runs_dry(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)  # imports for seconds
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute; that it compiles, others show
