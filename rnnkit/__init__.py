@@ -10,7 +10,7 @@ Sizes, as torch.nn's documentation names them:
 
 from .cells import GRUCell, LSTMCell, RNNCell, RNNCellBase
 from .convert import convert, to_native
-from .equations import EQUATIONS, Equation
+from .equations import EQUATIONS, Equation, Own
 from .explain import explain
 from .graphs import graphed
 from .layers import GRU, LSTM, RNN, RNNBase

@@ -6,13 +6,15 @@ torch operations would broadcast in silence, or would fail only halfway through 
 
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+
+from .equations import Equation
 
 Size = tuple[int, ...]
 #: Up to torch 2.14 its cells leave the state's rank to their kernels.
@@ -60,6 +62,30 @@ def check_options(
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if proj_size >= hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
+
+
+def check_equation(equation: Equation, letters: dict[str, int], taken: Iterable[str]) -> None:
+    """Check an equation of the caller's by one step of zeros; `taken` are the names that it can't give its own.
+
+    Raises ValueError unless the step takes and returns what the record says, with these sizes.
+    """
+    for own in equation.parameters:
+        if not own.name.isidentifier() or own.name in taken:
+            raise ValueError(f"{own.name!r} can't be the name of a parameter of the equation {equation.name}")
+    rows, H = 2, letters["H"]
+    igates = torch.zeros(rows, letters["G"] * H, device="cpu")
+    hgates = igates if equation.recurrent else igates[:, :0]
+    state = tuple(igates.new_zeros(rows, letters["H" if k else "H_out"]) for k in range(len(equation.state)))
+    own = tuple(igates.new_zeros(own.sizes(**letters)) for own in equation.parameters)
+    called = f"a step of the equation {equation.name}, with hidden_size={H} and an output of {letters['H_out']},"
+    try:
+        after, gates = equation.step(igates, hgates, state, **equation.extras(own, training=False))
+    except Exception as error:
+        raise ValueError(f"{called} raises {type(error).__name__}: {error}") from error
+    got = [tuple(s.shape) for s in after], len(gates)
+    expected = [(rows, H)] * len(state), len(equation.gates)
+    if got != expected:
+        raise ValueError(f"{called} should return (states, gates) of shapes {expected[0]} and number {expected[1]}, got {got[0]} and {got[1]}")
 
 
 def autocasting(tensor: Tensor) -> bool:

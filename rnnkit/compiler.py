@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import checks, fast, ragged, recurrence, stack
-from .equations import EQUATIONS, Equation, State
-from .stack import Direction, Results, Weights
+from .equations import KNOWN, State
+from .stack import Direction, Results
 
 scan: Any
 try:
@@ -38,13 +38,15 @@ def layer(directions: Sequence[Direction]) -> Results:
     """Run a layer in a graph, which can't know what batch sizes hold.
 
     Inside a transform of torch.func it is the readable loop, unrolled: the operator has a backward and no other rule.
+    So is that of an equation which draws random numbers, for the operator's backward would draw others.
     Raises NotImplementedError for an export of a packed input.
     """
     if exporting():
         if directions[0].batch_sizes is not None:
             raise NotImplementedError("can't export a packed input, whose batch sizes are data: pad it instead")
         return stack.layer(recurrence.unroll if scan is None else scan_unroll)(directions)
-    return stack.layer(recurrence.unroll if transforming() else unroll)(directions)
+    unrolled = transforming() or directions[0].equation.random
+    return stack.layer(recurrence.unroll if unrolled else unroll)(directions)
 
 
 # Export -------------------------------------------------------------------------------------------------------------
@@ -66,12 +68,12 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
         state, output = scan(partial(_masked, direction), state, (igates, *masks), reverse=direction.reverse)
         return output, state
     igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
-    state, output = scan(partial(_scanned, direction.equation, weights), state, igates, reverse=direction.reverse)
+    state, output = scan(partial(_scanned, direction), state, igates, reverse=direction.reverse)
     return output, state
 
 
-def _scanned(equation: Equation, weights: Weights, state: State, igates: Tensor) -> tuple[State, Tensor]:
-    state = recurrence.step(equation, igates, state, weights)
+def _scanned(direction: Direction, state: State, igates: Tensor) -> tuple[State, Tensor]:
+    state = recurrence.step(direction, igates, state)
     return state, state[0].clone()  # scan wants no two results to be one tensor
 
 
@@ -90,7 +92,7 @@ class Call(NamedTuple):
     needed: Sequence[bool]  # which of these want a gradient
     there: Sequence[bool]  # which of all are not None
     batch_sizes: Tensor | None
-    mode: str
+    equation: str  # its key
     reverse: bool
     path: str  # readable where the fast one doesn't serve
     checkpoint_every: int | None
@@ -103,7 +105,7 @@ class Call(NamedTuple):
         """The direction again."""
         nothing: Any = None
         settings = self.batch_sizes, self.reverse, self.path, self.checkpoint_every, self.lengths, self.resets
-        return Direction(EQUATIONS[self.mode], nothing, (), nothing, *settings).given(
+        return Direction(KNOWN[self.equation], nothing, (), nothing, *settings).given(
             self.among_all(self.tensors, None)
         )
 
@@ -150,7 +152,7 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         [graded and t.requires_grad for t in tensors],
         [t is not None for t in direction.tensors],
         direction.batch_sizes,
-        next(mode for mode, known in EQUATIONS.items() if known is direction.equation),
+        direction.equation.key,
         direction.reverse,
         direction.path if by_hand(direction) else "readable",
         direction.checkpoint_every,
@@ -176,7 +178,7 @@ def by_hand(direction: Direction) -> bool:
 
 
 SCHEMA = (
-    "Tensor[] tensors, bool[] needed, bool[] there, Tensor? batch_sizes, str mode, bool reverse, str path,"
+    "Tensor[] tensors, bool[] needed, bool[] there, Tensor? batch_sizes, str equation, bool reverse, str path,"
     " int? checkpoint_every, ScalarType? autocast, Tensor? lengths, Tensor? resets) -> Tensor[]"
 )
 

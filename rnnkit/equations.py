@@ -9,22 +9,28 @@ A step takes the pre-activations of its gates and the state before it, and retur
     state   (h,) or (h, c)  each (N, H)
     gates   as named in the equation's record, each (N, H)
 
+An equation of your own may have parameters besides W and b, and may draw random numbers in training: its step takes
+these by name, `step(igates, hgates, state, gamma=..., training=...)`; see `Equation`.
+
 Columns of `igates` and `hgates` are in torch's gate order. The operations and their order are ATen's on a CPU, so that
 values come out bit for bit; where a formula could be written two ways, that is why it is written this way. Even the
 layout counts: a kernel works a row's last few elements one by one, with another exp than its vectors', so a gate is
 activated as a slice of its row, never after the gates have been laid side by side.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 State: TypeAlias = tuple[Tensor, ...]
 Gates: TypeAlias = tuple[Tensor, ...]
-Step: TypeAlias = Callable[[Tensor, Tensor, State], tuple[State, Gates]]
+Step: TypeAlias = Callable[..., tuple[State, Gates]]  # what it takes is said above
 Watcher: TypeAlias = Callable[[tuple[State, Gates]], object]
 
 
@@ -62,28 +68,90 @@ def gru(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
     return (h,), (r, z, n)
 
 
+class Own(NamedTuple):
+    """A parameter that an equation has besides W and b, one for each layer and direction.
+
+    name   by which the step takes it. A layer has it as name_l0, name_l0_reverse, name_l1 and so on
+    shape  as in the documentation of torch.nn: "(H)", "(G*H, H_in)". The letters are H or H_cell for hidden_size, H_in
+           for the features of the layer's input, H_out for those of h (proj_size, if there is one), and G for the
+           number of gates; numbers, and products of both, are read, too
+    draw   fills the parameter in place, as torch.nn.init.ones_ does; default: U(-1/sqrt(H), 1/sqrt(H)), like W and b
+    """
+
+    name: str
+    shape: str
+    draw: Callable[[Tensor], object] | None = None
+
+    def sizes(self, **letters: int) -> list[int]:
+        """Return the shape, with the letters' sizes. Raises ValueError for a letter that has none."""
+        try:
+            sides = [side.split("*") for side in self.shape.strip("() ").split(",") if side.strip()]
+            return [prod(letters[f] if f in letters else int(f) for f in map(str.strip, side)) for side in sides]
+        except ValueError:
+            error = f"shape of {self.name} should be made of numbers and {', '.join(letters)}, got: {self.shape!r}"
+            raise ValueError(error) from None
+
+
 @dataclass(frozen=True)
 class Equation:
-    """A recurrence that cells and layers can be built from.
+    """A recurrence that layers can be built from: `RNNBase(equation, input_size, hidden_size, ...)`.
 
-    step   the function above, or your own
-    gates  the gates' letters in the order of the weights' rows; their number is the weights' G
-    state  the state's letters, h first
+    step        the function above, or your own
+    gates       the gates' letters in the order of the weights' rows; their number is the weights' G
+    state       the state's letters, h first
+    parameters  what the step takes by name besides igates, hgates and state; default: none
+    recurrent   False: no gate reads h through a product, so there are no weight_hh and bias_hh, and hgates is (N, 0)
+    random      True: the step takes `training` by name, by which it may draw random numbers; default: False
+
+    >>> def peephole(igates, hgates, state, p):
+    ...     ...
+    >>> PEEPHOLE = Equation(peephole, ("i", "f", "g", "o"), ("h", "c"), (Own("p", "(3, H)"),))
     """
 
     step: Step
     gates: tuple[str, ...]
     state: tuple[str, ...]
+    parameters: tuple[Own, ...] = ()
+    recurrent: bool = True
+    random: bool = False
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Enter the record among those that are known by their key."""
+        shape = "_".join([self.name, *self.gates, *self.state, *(own.name for own in self.parameters)])
+        object.__setattr__(self, "key", f"{shape}_{next(NUMBERS)}")
+        KNOWN[self.key] = self
+
+    def __reduce__(self) -> Any:
+        return Equation, tuple(getattr(self, each.name) for each in fields(self) if each.init)  # so that a copy is entered, too
+
+    @property
+    def name(self) -> str:
+        """The name of the step."""
+        return getattr(self.step, "__name__", type(self.step).__name__)
+
+    def extras(self, own: tuple[Tensor, ...], training: bool) -> Mapping[str, Any]:
+        """Return what the step takes by name: the equation's own parameters and, if it is random, `training`."""
+        if not (self.parameters or self.random):  # as of all steps of torch.nn's
+            return NOTHING
+        named: dict[str, Any] = {each.name: tensor for each, tensor in zip(self.parameters, own, strict=True)}
+        return named | {"training": training} if self.random else named
 
     def watched(self, see: Watcher) -> "Equation":
         """Return the same equation, whose step also hands what it returns to `see`."""
 
-        def step(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
-            taken = self.step(igates, hgates, state)
+        def step(igates: Tensor, hgates: Tensor, state: State, **extras: Any) -> tuple[State, Gates]:
+            taken = self.step(igates, hgates, state, **extras)
             see(taken)
             return taken
 
         return replace(self, step=step)
+
+
+#: Every record there is, by a key of its own: a compiled graph holds that in its place.
+KNOWN: WeakValueDictionary[str, Equation] = WeakValueDictionary()
+NUMBERS = count()
+NOTHING: Mapping[str, Any] = {}
 
 
 #: The equations that torch.nn has, by the name it gives them in the attribute `mode`.

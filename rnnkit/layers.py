@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
@@ -23,8 +22,9 @@ HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 class RNNBase(nn.Module):
     """What the three layers share, which is everything but their constructors' signatures.
 
-    mode is a key of EQUATIONS, else ValueError; the other arguments are those of the layers. An equation of your own,
-    entered in EQUATIONS, gets layers, directions, packing and dropout from here: `RNNBase("MY_MODE", 10, 20)`.
+    mode is a key of EQUATIONS, else ValueError; the other arguments are those of the layers. In its place may stand an
+    Equation of your own, `RNNBase(equation, 10, 20, num_layers=2)`: all that layers have, it has from here, its own
+    parameters among the others. ValueError if its step doesn't take and return what the record says.
 
     Calls take three arguments by name that torch.nn's layers haven't, `rnn(input, hx, lengths=lengths)`. What they are
     given is not packed, so they are for a padded or an unbatched input.
@@ -71,6 +71,7 @@ class RNNBase(nn.Module):
     path: Literal["fast", "always fast", "fused", "readable"] = "fast"
     checkpoint_every: int | None = None
 
+    _own_equation: Equation | None = None
     mode: str
     input_size: int
     hidden_size: int
@@ -83,7 +84,7 @@ class RNNBase(nn.Module):
 
     def __init__(
         self,
-        mode: str,
+        mode: str | Equation,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -96,7 +97,9 @@ class RNNBase(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.mode = mode
+        if isinstance(mode, Equation):
+            self._own_equation = mode
+        self.mode = mode.name if isinstance(mode, Equation) else mode
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -106,23 +109,18 @@ class RNNBase(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         checks.check_options(dropout, bias, batch_first, input_size, hidden_size, num_layers, proj_size)
-        if mode not in EQUATIONS:
-            error = ValueError("Unrecognized RNN mode: " + mode)
-            checks.add_note(error, f"mode should be one of {', '.join(EQUATIONS)}")
+        if self._own_equation is None and mode not in EQUATIONS:
+            error = ValueError("Unrecognized RNN mode: " + self.mode)
+            checks.add_note(error, f"mode should be one of {', '.join(EQUATIONS)}, or an Equation")
             raise error
 
         D = 2 if bidirectional else 1
         H_out = proj_size or hidden_size
-        rows = len(self.equation.gates) * hidden_size
         self._all_weights: list[list[str]] = []
         for k in range(num_layers):
             H_in = D * H_out if k else input_size
             for suffix in ("", "_reverse")[:D]:
-                shapes: dict[str, Any] = {"weight_ih": (rows, H_in), "weight_hh": (rows, H_out)}
-                if bias:
-                    shapes |= {"bias_ih": rows, "bias_hh": rows}
-                if proj_size:
-                    shapes |= {"weight_hr": (H_out, hidden_size)}
+                shapes = self._shapes(H_in, H_out)
                 self._all_weights.append([f"{name}_l{k}{suffix}" for name in shapes])
                 for name, shape in zip(self._all_weights[-1], shapes.values(), strict=True):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -130,8 +128,26 @@ class RNNBase(nn.Module):
 
     @property
     def equation(self) -> Equation:
-        """The record of the recurrence, by `mode`."""
-        return EQUATIONS[self.mode]
+        """The record of the recurrence: the one that was given, or that of `mode`."""
+        return self._own_equation or EQUATIONS[self.mode]
+
+    def _shapes(self, H_in: int, H_out: int) -> dict[str, Any]:
+        """Return the names and shapes of the parameters of one direction of a layer, in torch's order."""
+        equation, H = self.equation, self.hidden_size
+        G = len(equation.gates)
+        shapes: dict[str, Any] = {"weight_ih": (G * H, H_in)}
+        if equation.recurrent:
+            shapes |= {"weight_hh": (G * H, H_out)}
+        if self.bias:
+            shapes |= {"bias_ih": G * H}
+        if self.bias and equation.recurrent:
+            shapes |= {"bias_hh": G * H}
+        if self.proj_size:
+            shapes |= {"weight_hr": (H_out, H)}
+        letters = {"H": H, "H_cell": H, "H_in": H_in, "H_out": H_out, "G": G}
+        if self._own_equation is not None:
+            checks.check_equation(equation, letters, shapes)
+        return shapes | {own.name: own.sizes(**letters) for own in equation.parameters}
 
     def forward(
         self, input: Any, hx: Any = None, *, lengths: Any = None, resets: Any = None, reset_to: Any = None
@@ -173,10 +189,13 @@ class RNNBase(nn.Module):
             hx = self.permute_hidden(hx, form.sorted_indices)
         all_weights = self._fetch_weights()
         self._check(batch, hx, form.batch_sizes, all_weights, N)
-        states, weights = self._first_states(batch, hx, N, form), [self._as_weights(*each) for each in all_weights]
+        states = self._first_states(batch, hx, N, form)
+        weights, own = zip(*(self._as_weights(each) for each in all_weights), strict=True)
         dropout = self.dropout if self.training else 0.0
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
         stack = Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
+        if self._own_equation is not None:
+            stack = stack._replace(own=own, training=self.training)
         return form, self._ragged(form, stack, lengths, resets, reset_to) if ragged else stack
 
     def _ragged(self, form: Form, stack: Stack, lengths: Any, resets: Any, reset_to: Any) -> Stack:
@@ -278,10 +297,15 @@ class RNNBase(nn.Module):
         of_h = (layers, N, self.proj_size if self.proj_size > 0 else H)
         return [of_h] + [(layers, N, H)] * (self._states - 1)
 
-    def _as_weights(self, w_ih: Tensor, w_hh: Tensor, *rest: Tensor) -> Weights:
-        """Return an entry of `all_weights` under the names of what it holds."""
-        b_ih, b_hh = rest[:2] if self.bias else (None, None)
-        return Weights(w_ih, w_hh, b_ih, b_hh, rest[-1] if self.proj_size > 0 else None)
+    def _as_weights(self, entry: Sequence[Tensor]) -> tuple[Weights, tuple[Tensor, ...]]:
+        """Return an entry of `all_weights` under the names of what it holds, and the equation's own parameters."""
+        each, recurrent = iter(entry), self.equation.recurrent
+        w_ih = next(each)
+        w_hh = next(each) if recurrent else w_ih.new_empty(0, self.proj_size or self.hidden_size)
+        b_ih = next(each) if self.bias else None
+        b_hh = next(each) if self.bias and recurrent else None
+        w_hr = next(each) if self.proj_size > 0 else None
+        return Weights(w_ih, w_hh, b_ih, b_hh, w_hr), tuple(each)
 
     @property
     def _flat_weights_names(self) -> list[str]:
@@ -293,7 +317,7 @@ class RNNBase(nn.Module):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: Sequence[Any]) -> None:
-        """Compute with `weights` until a parameter is replaced, as torch.nn does: higher, for one, sets them."""
+        """Compute with `weights`, each until the parameter of its name is replaced, as torch.nn does."""
         vars(self)["_given_weights"] = [*weights], [self._weight(name) for name in self._flat_weights_names]
 
     @property
@@ -306,12 +330,8 @@ class RNNBase(nn.Module):
         weights = [[self._weight(name) for name in names] for names in self._all_weights]
         if "_given_weights" not in vars(self):
             return weights
-        given, then = vars(self)["_given_weights"]
-        if all(now is before for now, before in zip(chain(*weights), then, strict=True)):
-            each = iter(given)
-            return [[next(each) for _ in names] for names in self._all_weights]
-        del vars(self)["_given_weights"]
-        return weights
+        each = iter(zip(*vars(self)["_given_weights"], strict=True))
+        return [[given if now is then else now for now, (given, then) in zip(row, each, strict=False)] for row in weights]
 
     def _weight(self, name: str) -> Any:
         known = self._parameters  # most are; finding one there first is faster
@@ -321,10 +341,19 @@ class RNNBase(nn.Module):
         """Nothing: there is no flat buffer to rebuild. Here because programs call it."""
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), in the order of `parameters()`, as torch.nn does."""
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), in the order of `parameters()`, as torch.nn does.
+
+        An equation's own parameters are drawn anew, once that is done, where it says how.
+        """
         bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
+        own = self.equation.parameters
+        with torch.no_grad():
+            for weights in self._fetch_weights() if own else []:
+                for each, parameter in zip(own, weights[-len(own) :], strict=True):
+                    if each.draw is not None:
+                        each.draw(parameter)
 
     def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
         """hx with its batch in another order."""
@@ -350,8 +379,9 @@ class RNNBase(nn.Module):
                     [batch.new_empty(size) for size in sizes] if hx is None else hx
                 )  # whose sizes alone are looked at
                 checks.check_packed_pair(batch, batch_sizes, pair, sizes, flat_weights, self.bias, self.bidirectional)
-        bias = flat_weights[3] if self.bias else None
-        checks.check_hx_dtype(states[0] if states else batch, flat_weights[1], bias)
+        if self.equation.recurrent:
+            bias = flat_weights[3] if self.bias else None
+            checks.check_hx_dtype(states[0] if states else batch, flat_weights[1], bias)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
@@ -389,7 +419,8 @@ class RNNBase(nn.Module):
             "dropout": 0,
             "bidirectional": False,
         }
-        shown = [f"{self.input_size}, {self.hidden_size}"]
+        shown = [] if self._own_equation is None else [self.mode]
+        shown.append(f"{self.input_size}, {self.hidden_size}")
         for name, default in options.items():
             value = getattr(self, name)
             if value is not default if isinstance(default, bool) else value != default:  # bidirectional=0 is shown

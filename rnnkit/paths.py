@@ -73,6 +73,11 @@ RULES = (
     Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
     Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "the attribute `path` is 'readable'", lambda stack: stack.path == "readable"),
+    Rule(
+        "readable",
+        "the equation has parameters of its own, draws random numbers, or is not recurrent",
+        lambda stack: bool(stack.equation.parameters) or stack.equation.random or not stack.equation.recurrent,
+    ),
     without_kernel("the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
     without_kernel("{dtype} has no kernels on {device}", lambda stack: not fast.serves(stack.input)),
     without_kernel("{steps} steps don't pay", lambda stack: not fast.pays(stack)),

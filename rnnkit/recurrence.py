@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .equations import Equation, State
-from .stack import Direction, Weights
+from .equations import State
+from .stack import Direction
 
 
-def step(equation: Equation, igates: Tensor, state: State, weights: Weights) -> State:
-    """Return the state after one step, whose input says `igates` (n, G*H_cell)."""
+def step(direction: Direction, igates: Tensor, state: State) -> State:
+    """Return the state after one step of `direction`, whose input says `igates` (n, G*H_cell)."""
+    equation, weights = direction.equation, direction.weights
     hgates = F.linear(state[0], weights.w_hh, weights.b_hh)  # (n, G*H_cell)
-    state, _ = equation.step(igates, hgates, state)
+    state, _ = equation.step(igates, hgates, state, **equation.extras(direction.own, direction.training))
     return state if weights.w_hr is None else (F.linear(state[0], weights.w_hr), *state[1:])  # h (n, H_out)
 
 
@@ -61,7 +62,7 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
     outputs: list[Tensor] = []
     for x in reversed(steps) if direction.reverse else steps:
         state = carry.resize(x.size(0)) if packed else carry.state
-        carry.state = step(direction.equation, x, state, weights)
+        carry.state = step(direction, x, state)
         outputs.append(carry.state[0])
     if direction.reverse:
         outputs.reverse()
@@ -108,7 +109,7 @@ def masked_step(direction: Direction, state: State, igates: Tensor, masks: Masks
     if direction.reset_to:
         pairs = zip(direction.reset_to, state, strict=True)
         state = tuple(torch.where(masks.anew, other, s) for other, s in pairs)
-    after = step(direction.equation, igates, state, direction.weights)
+    after = step(direction, igates, state)
     stays = tuple(torch.where(masks.there, new, s) for new, s in zip(after, state, strict=True))
     return stays, torch.where(masks.there, after[0], 0)
 

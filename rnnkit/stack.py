@@ -7,6 +7,7 @@ run        layer by layer, with dropout between them
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -40,6 +41,8 @@ class Direction(NamedTuple):
     lengths: Tensor | None = None  # (N,): the steps of each row of a padded batch, beyond which its state stays
     resets: Tensor | None = None  # (L, N), booleans: before this step the state becomes reset_to
     reset_to: State = ()  # as `state`
+    own: tuple[Tensor, ...] = ()  # the equation's own parameters
+    training: bool = False  # which an equation that draws random numbers wants to know
 
     @property
     def ragged(self) -> bool:
@@ -69,15 +72,15 @@ class Direction(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        """All that a gradient may be asked for: the input, the weights, the state, and what it is reset to."""
-        return [self.input, *self.weights, *self.state, *self.reset_to]
+        """All that a gradient may be asked for: input, weights, the equation's own, state, and what it is reset to."""
+        return [self.input, *self.weights, *self.own, *self.state, *self.reset_to]
 
     def given(self, tensors: Sequence[Tensor | None]) -> "Direction":
         """Return the same direction with other `tensors`."""
-        fields = 1 + len(Weights._fields)
-        given: Any = tensors
-        states, n = tuple(given[fields:]), len(self.equation.state)
-        return self._replace(input=given[0], weights=Weights(*given[1:fields]), state=states[:n], reset_to=states[n:])
+        given: Any = iter(tensors)
+        input, weights = next(given), Weights(*islice(given, len(Weights._fields)))
+        own, state = (tuple(islice(given, len(of))) for of in (self.equation.parameters, self.equation.state))
+        return self._replace(input=input, weights=weights, own=own, state=state, reset_to=tuple(given))
 
 
 class Stack(NamedTuple):
@@ -99,6 +102,8 @@ class Stack(NamedTuple):
     lengths: Tensor | None = None
     resets: Tensor | None = None
     reset_to: Sequence[State] = ()  # an entry for each of `states`
+    own: Sequence[tuple[Tensor, ...]] = ()  # likewise; empty where the equation has no parameters of its own
+    training: bool = False
 
     @property
     def ragged(self) -> bool:
@@ -113,7 +118,7 @@ class Stack(NamedTuple):
     @property
     def tensors(self) -> list[Tensor | None]:
         """All tensors that are computed with."""
-        groups = *self.weights, *self.states, *self.reset_to
+        groups = *self.weights, *self.own, *self.states, *self.reset_to
         return [self.input, *(tensor for group in groups for tensor in group)]
 
     def lowered(self, dtype: torch.dtype) -> "Stack":
@@ -123,15 +128,17 @@ class Stack(NamedTuple):
             return [None if t is None else t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
         input, *_ = group([self.input])
-        states, reset_to = ([tuple(group(s)) for s in each] for each in (self.states, self.reset_to))
+        others = self.states, self.reset_to, self.own
+        states, reset_to, own = ([tuple(group(tensors)) for tensors in each] for each in others)
         weights = [Weights(*group(w)) for w in self.weights]
-        return self._replace(input=input, states=states, weights=weights, reset_to=reset_to)
+        return self._replace(input=input, states=states, weights=weights, reset_to=reset_to, own=own)
 
     def direction(self, k: int, input: Tensor, reverse: bool) -> Direction:
         """Return the entry `k` of states and weights as a direction over `input`."""
-        settings = self.batch_sizes, reverse, self.path, self.checkpoint_every
-        ragged = (self.lengths, self.resets, self.reset_to[k] if self.reset_to else ()) if self.ragged else ()
-        return Direction(self.equation, input, self.states[k], self.weights[k], *settings, *ragged)
+        reset_to, own = (each[k] if each else () for each in (self.reset_to, self.own))
+        settings = self.batch_sizes, reverse, self.path, self.checkpoint_every, self.lengths, self.resets
+        tensors = input, self.states[k], self.weights[k]
+        return Direction(self.equation, *tensors, *settings, reset_to, own, self.training)
 
 
 Results: TypeAlias = tuple[Tensor, list[State]]  # output (L, N, D*H_out) or (S, D*H_out), and the state after all steps
@@ -169,4 +176,4 @@ def named(layer: Layer, equation: Equation, k: int) -> Layer:
     # torch keeps this flag for itself: should it go, so does the name, and nothing else.
     if not getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
         return layer
-    return torch.profiler.record_function(f"{equation.step.__name__}_l{k}")(layer)
+    return torch.profiler.record_function(f"{equation.name}_l{k}")(layer)

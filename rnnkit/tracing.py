@@ -79,7 +79,7 @@ def watched(direction: Direction) -> tuple[Tensor, State, dict[str, Tensor]]:
     equation, taken = direction.equation, list[tuple[State, Gates]]()
     output, final = recurrence.unroll(direction._replace(equation=equation.watched(taken.append)))
     if not taken:  # nothing to join
-        H = direction.weights.w_hh.size(0) // len(equation.gates)
+        H = direction.weights.w_ih.size(0) // len(equation.gates)
         nothing = direction.input.new_zeros(*direction.input.shape[:-1], H)
         letters = *equation.gates, *equation.state[1:]
         return output, final, dict.fromkeys(letters, nothing) | {equation.state[0]: output}
