@@ -26,6 +26,7 @@ __all__ = [
     "Equation",
     "GRUCell",
     "LSTMCell",
+    "Own",
     "RNNBase",
     "RNNCell",
     "RNNCellBase",

@@ -69,23 +69,24 @@ def check_equation(equation: Equation, letters: dict[str, int], taken: Iterable[
 
     Raises ValueError unless the step takes and returns what the record says, with these sizes.
     """
-    for own in equation.parameters:
-        if not own.name.isidentifier() or own.name in taken:
-            raise ValueError(f"{own.name!r} can't be the name of a parameter of the equation {equation.name}")
+    for each in equation.parameters:
+        if not each.name.isidentifier() or each.name in taken:
+            raise ValueError(f"{each.name!r} can't be the name of a parameter of the equation {equation.name}")
     rows, H = 2, letters["H"]
     igates = torch.zeros(rows, letters["G"] * H, device="cpu")
     hgates = igates if equation.recurrent else igates[:, :0]
     state = tuple(igates.new_zeros(rows, letters["H" if k else "H_out"]) for k in range(len(equation.state)))
-    own = tuple(igates.new_zeros(own.sizes(**letters)) for own in equation.parameters)
+    own = tuple(igates.new_zeros(each.sizes(**letters)) for each in equation.parameters)
     called = f"a step of the equation {equation.name}, with hidden_size={H} and an output of {letters['H_out']},"
     try:
         after, gates = equation.step(igates, hgates, state, **equation.extras(own, training=False))
     except Exception as error:
         raise ValueError(f"{called} raises {type(error).__name__}: {error}") from error
-    got = [tuple(s.shape) for s in after], len(gates)
-    expected = [(rows, H)] * len(state), len(equation.gates)
-    if got != expected:
-        raise ValueError(f"{called} should return (states, gates) of shapes {expected[0]} and number {expected[1]}, got {got[0]} and {got[1]}")
+    shapes = [tuple(s.shape) for s in after]
+    if shapes != [(rows, H)] * len(state):
+        raise ValueError(f"{called} should return {len(state)} states of shape {(rows, H)}, got: {shapes}")
+    if len(gates) != len(equation.gates):
+        raise ValueError(f"{called} should return {len(equation.gates)} gates, got: {len(gates)}")
 
 
 def autocasting(tensor: Tensor) -> bool:

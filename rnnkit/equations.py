@@ -123,7 +123,8 @@ class Equation:
         KNOWN[self.key] = self
 
     def __reduce__(self) -> Any:
-        return Equation, tuple(getattr(self, each.name) for each in fields(self) if each.init)  # so that a copy is entered, too
+        values = (getattr(self, each.name) for each in fields(self) if each.init)
+        return Equation, tuple(values)  # so that a copy is entered, too
 
     @property
     def name(self) -> str:

@@ -331,7 +331,9 @@ class RNNBase(nn.Module):
         if "_given_weights" not in vars(self):
             return weights
         each = iter(zip(*vars(self)["_given_weights"], strict=True))
-        return [[given if now is then else now for now, (given, then) in zip(row, each, strict=False)] for row in weights]
+        return [
+            [given if now is then else now for now, (given, then) in zip(row, each, strict=False)] for row in weights
+        ]
 
     def _weight(self, name: str) -> Any:
         known = self._parameters  # most are; finding one there first is faster

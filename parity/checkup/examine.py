@@ -155,7 +155,7 @@ def noted(subject: Subject) -> list[str]:
 def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu") -> list[Case]:
     """Choose the cases that the subject offers: all of them, or a subset that covers all pairs of options."""
     lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
-    every = (case for case in grid.grid(device) if case.class_name == subject.class_name)
+    every = (case for case in grid.grid(device, ragged=False) if case.class_name == subject.class_name)
     if "two layers" in diagnosis.not_offered:  # special circumstances are of two layers in the grid
         every = (replace(case, layers=1) if case.special else case for case in every)
     if "bias" in diagnosis.not_offered:

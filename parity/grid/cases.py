@@ -2,7 +2,8 @@
 
 The grid is the full product of the axes, less what torch.nn does not offer (a complex ReLU, dropout on complex
 numbers) and less repetitions (see `_backends`). Beside it stands a smaller family of special circumstances, crossed
-with the axes that matter to them. On a GPU the same cases run, but for what is different there (see `_on`).
+with the axes that matter to them, and the family of RAGGED, a full product, of what rnnkit's layers take by `lengths=`
+and `resets=`. On a GPU the same cases run, but for what is different there (see `_on`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ KINDS = ("RNN-tanh", "RNN-relu", "LSTM", "LSTM-proj", "GRU")
 CELLS = ("RNNCell-tanh", "RNNCell-relu", "LSTMCell", "GRUCell")
 DTYPES = ("float64", "float32", "bfloat16", "float16", "complex128", "complex64")
 FORMS = ("unbatched", "padded", "packed", "packed_unsorted")
+RAGGED = {
+    "lengths": "padded, with the length of each row: as torch.nn does it by packing",
+    "resets": "padded, with states that begin anew within a row: as torch.nn does it on each segment alone",
+}
 DROPOUTS = ("", "dropout_train", "dropout_eval")
 YES_NO = (True, False)
 
@@ -93,6 +98,10 @@ class Case:
     def is_packed(self) -> bool:
         return self.form.startswith("packed")
 
+    @property
+    def is_ragged(self) -> bool:
+        return self.form in RAGGED
+
     def seed(self, seed: int) -> int:
         """Return a seed of the case's own, the same in every process and on every machine."""
         return zlib.crc32(f"{seed} {self.name}".encode())
@@ -125,6 +134,13 @@ def _layers() -> Iterator[Case]:
                 if case.dropout == "dropout_train" and dtype.startswith("complex"):
                     continue  # bernoulli_ is not defined on complex numbers: torch.nn refuses
                 yield case
+
+
+def _ragged() -> Iterator[Case]:
+    for kind in KINDS:
+        for dtype, onednn in _backends(kind):
+            for axes in itertools.product((1, 2, 3), YES_NO, YES_NO, YES_NO, ("",), RAGGED, YES_NO):
+                yield Case(kind, dtype, onednn, *axes)
 
 
 def _cells() -> Iterator[Case]:
@@ -172,9 +188,9 @@ def _on(device: str, case: Case) -> Iterator[Case]:
         yield replace(case, tf32=True)
 
 
-def grid(device: str = "cpu") -> list[Case]:
-    """Return every case that runs on `device`, in a fixed order."""
-    cases = [*_layers(), *_cells(), *_specials()]
+def grid(device: str = "cpu", ragged: bool = True) -> list[Case]:
+    """Return every case that runs on `device`, in a fixed order; without `ragged`, those of torch.nn's arguments."""
+    cases = [*_layers(), *_cells(), *_specials(), *(_ragged() if ragged else ())]
     return cases if device == "cpu" else [other for case in cases for other in _on(device, case)]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from . import ragged
 from .cases import AUTOCAST_FLOAT16, Case
 
 
@@ -56,6 +57,8 @@ class Draw:
     lengths: tuple[int, ...]
     cotangents: dict[str, Tensor]  # the loss is the sum of cotangent * output, over all outputs
     seed: int
+    resets: Tensor | None = None  # booleans, as `ragged.Ragged` has them
+    reset_to: tuple[Tensor, ...] = ()  # as hx
 
     @property
     def rows(self) -> int:
@@ -70,7 +73,8 @@ class Draw:
             return tensor * (1 + eps * (2 * torch.randint(2, tensor.shape, generator=generator) - 1))
 
         weights = {name: shift(weight) for name, weight in self.weights.items()}
-        return replace(self, weights=weights, input=shift(self.input), hx=tuple(map(shift, self.hx)))
+        hx, reset_to = (tuple(map(shift, states)) for states in (self.hx, self.reset_to))
+        return replace(self, weights=weights, input=shift(self.input), hx=hx, reset_to=reset_to)
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,10 @@ def draw(case: Case, seed: int, sizes: Sizes | None = None) -> Draw:
     only = only.replace("_n", "_1") if case.is_cell else only
     wanted = [only] if only else [name for name in outputs if name in names or name == "output"]
     cotangents = {name: outputs[name] for name in wanted}
-    return Draw(arguments, weights, input, hx, lengths, cotangents, seed=case.seed(seed) & 0x7FFFFFFF)
+    resets = torch.rand(shape[:2], generator=generator) < 0.3 if case.form == "resets" else None
+    reset_to = tuple(value(*state.shape) * 0.7 for state in hx) if resets is not None else ()
+    masks = case.seed(seed) & 0x7FFFFFFF
+    return Draw(arguments, weights, input, hx, lengths, cotangents, masks, resets, reset_to)
 
 
 def _sizes(case: Case, seed: int) -> Sizes:
@@ -249,11 +256,15 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
     snapshot = {name: tensor.detach().clone() for name, tensor in _callers(module, leaves, input)}
     torch.manual_seed(drawn.seed)
     with _circumstances(case, precision.dtype):
-        result = module(**named) if case.special == "keywords" else module(*named.values())
+        if case.is_ragged:
+            result = _run_ragged(module, case, drawn, named, leaves)
+        else:
+            result = module(**named) if case.special == "keywords" else module(*named.values())
     outputs = _outputs(seen, case, result)
     seen.tensors |= {name: tensor.detach() for name, tensor in outputs.items()}
     seen.facts["requires_grad"] = {name: tensor.requires_grad for name, tensor in outputs.items()}
-    seen.facts["contiguous"] = {name: tensor.is_contiguous() for name, tensor in outputs.items()}
+    if not case.is_ragged:  # where torch.nn makes several calls, its layout says nothing
+        seen.facts["contiguous"] = {name: tensor.is_contiguous() for name, tensor in outputs.items()}
     seen.facts["aliases"] = _aliases([*outputs.items(), *_callers(module, leaves, input)], set(outputs))
 
     if case.special == "written_on":
@@ -264,11 +275,25 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
         cotangents = [precision.cast(drawn.cotangents[name]).to(outputs[name]) for name in wanted]
         torch.autograd.backward([outputs[name] for name in wanted], cotangents)
         seen.tensors |= {f"grad of {name}": leaf.grad for name, leaf in leaves.items()}
+        if case.is_ragged:  # a state that no segment begins with has no gradient, or one of zeros
+            unused = {name: leaf for name, leaf in leaves.items() if leaf.grad is None}
+            seen.tensors |= {f"grad of {name}": torch.zeros_like(leaf) for name, leaf in unused.items()}
         seen.tensors |= {f"grad of {name}": parameter.grad for name, parameter in module.named_parameters()}
     seen.facts["generator"] = None if case.on_gpu else generator_state()  # a GPU has generators of its own
     after = fetched({name: tensor.detach() for name, tensor in _callers(module, leaves, input)}, case.device)
     before = fetched(snapshot, case.device)
     seen.facts["written to"] = [name for name in after if not same_bits(after[name], before[name])]
+
+
+def _run_ragged(
+    module: torch.nn.Module, case: Case, drawn: Draw, named: dict[str, Any], leaves: dict[str, Tensor]
+) -> tuple[Any, Any]:
+    arguments, other = drawn.arguments, tuple(leaf for name, leaf in leaves.items() if name.startswith("reset_to"))
+    lengths = torch.tensor(drawn.lengths, device=case.device) if case.form == "lengths" else None
+    resets = None if drawn.resets is None else drawn.resets.to(case.device)
+    given = ragged.Ragged(lengths, resets, (other if case.is_lstm else other[0]) if other else None)
+    sizes = [arguments.get("proj_size", arguments["hidden_size"]), arguments["hidden_size"]][: 1 + case.is_lstm]
+    return ragged.call(module, named["input"], named.get("hx"), given, sizes)
 
 
 def _arguments(
@@ -299,6 +324,7 @@ def _arguments(
     names = ("h_0", "c_0")[: len(drawn.hx)]
     leaves |= {name: leaf(state) for name, state in zip(names, drawn.hx, strict=True)}
     states = [leaves[name] for name in names]
+    leaves |= {f"reset_to {name}": leaf(state) for name, state in zip(names, drawn.reset_to, strict=False)}
     if case.special == "expanded":
         input = leaves["input"].expand_as(drawn.input)
         states = [state.expand_as(drawn_state) for state, drawn_state in zip(states, drawn.hx, strict=True)]

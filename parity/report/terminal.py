@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..contract.answers import NUMPY, Answer
-from ..grid.cases import AUTOCAST_FLOAT16, CELLS, DTYPES, FORMS, KINDS, SPECIALS, Case
+from ..grid.cases import AUTOCAST_FLOAT16, CELLS, DTYPES, FORMS, KINDS, RAGGED, SPECIALS, Case
 from ..grid.compare import Difference, Result, severity
 from ..grid.engine import environment
 from ..grid.verdict import Verdict, exit_code
@@ -66,7 +66,7 @@ GROUPS = (
     ("steps first", "batch_first"),
     ("one direction", "bidirectional"),
     ("no dropout", "dropout train", "dropout eval"),
-    (*(form.replace("_", " ") for form in FORMS), "batched"),
+    (*(form.replace("_", " ") for form in (*FORMS, *RAGGED)), "batched"),
     ("hx given", "no hx"),
     (*SPECIALS, AUTOCAST_FLOAT16),
     ("all",),

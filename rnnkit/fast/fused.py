@@ -46,7 +46,8 @@ def compiled(step: Step) -> tuple[Callable[..., State], StepBack]:
 
     def own(function: Any) -> Any:
         """Compile a function under code of its own: by that the compiler counts how often it had to compile anew."""
-        code = function.__code__.replace(co_name=f"{getattr(step, '__name__', type(step).__name__)}_{function.__name__}")
+        name = getattr(step, "__name__", type(step).__name__)
+        code = function.__code__.replace(co_name=f"{name}_{function.__name__}")
         return torch.compile(FunctionType(code, globals(), closure=function.__closure__), dynamic=True)
 
     return own(forward), own(backward)

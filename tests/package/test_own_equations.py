@@ -356,7 +356,8 @@ def test_transforms_are_loops_over_members_and_samples(cell):
 def test_second_derivatives_are_those_of_the_formulas(cell):
     rnn = build(cell)
     input, states = batch(rnn, rows=1)
-    assert torch.autograd.gradgradcheck(lambda x, *s: rnn(x, as_hx(s))[0], (input[:2].detach().requires_grad_(), *states))
+    x = input[:2].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, *s: rnn(x, as_hx(s))[0], (x, *states))
 
 
 @cells
@@ -415,7 +416,7 @@ def test_wrappers_of_wrappers_are_wrappers(cell):
 
 @wrapped
 def test_what_draws_random_numbers_compiles_with_gradients_of_its_own_masks(cell):
-    """A backward that drew anew would give the gradients of other masks. A number that is kept has none for the input."""
+    """A backward that drew anew would be that of other masks. A number that is kept has no gradient for the input."""
     rnn = rnnkit.RNNBase(own.zoneout(WRAPPED[cell], h=0.5), H_IN, 8)
     torch._dynamo.reset()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")

@@ -3,8 +3,6 @@
 Each call runs in three ways: packed by the readable path, packed by the fast one, and by masks, as in a graph.
 """
 
-import itertools
-
 import pytest
 import torch
 from helpers import (
@@ -26,10 +24,12 @@ from helpers import (
 )
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 
 import rnnkit
+from parity.grid.ragged import Ragged, packed
+from parity.grid.ragged import alone as by_segments
 from rnnkit import paths, recurrence
 
 GRID = product(
@@ -45,52 +45,11 @@ few = pytest.mark.parametrize("kind", ["LSTM-proj", "GRU"])  # where a test take
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
-def packed(module, input, hx, lengths):
-    """What torch.nn gives by packing, padded back to the length of the input."""
-    dim = 0 if module.batch_first else 1
-    rows = pack_padded_sequence(input, lengths, module.batch_first, enforce_sorted=False)
-    output, state = module(rows, hx)
-    return pad_packed_sequence(output, module.batch_first, total_length=input.size(1 - dim))[0], state
-
-
-def ends(module, states, use):
-    """The same of all layers: an entry of the first of `states` if forward, of the second if reverse, by `use`."""
-    D = 2 if module.bidirectional else 1
-    return [
-        torch.stack([use(states[k % D], letter, k) for k in range(module.num_layers * D)])
-        for letter in range(2 if module.mode == "LSTM" else 1)
-    ]
-
-
-def zeros(module, rows, dtype):
-    layers, sizes = module.num_layers * (1 + module.bidirectional), [module.proj_size or H, H]
-    return [torch.zeros(layers, rows, size, dtype=dtype) for size in sizes[: 1 + (module.mode == "LSTM")]]
-
-
 def alone(module, input, hx, lengths, resets, reset_to):
-    """What torch.nn gives for every segment of every row alone, put together."""
-    rows = input.transpose(0, 1) if module.batch_first else input
-    given = zeros(module, rows.size(1), rows.dtype) if hx is None else as_list(hx)
-    other = zeros(module, rows.size(1), rows.dtype) if reset_to is None else as_list(reset_to)
-    outputs, finals = [], []
-    for n in range(rows.size(1)):
-        length = rows.size(0) if lengths is None else int(lengths[n])
-        cuts = [0, *(t for t in range(1, length) if resets[t, n]), length]
-        parts, states = [], []
-        for a, b in itertools.pairwise(cuts):
-            begin = other if a or resets[0, n] else given, other if b < length else given
-            state = ends(module, begin, lambda s, letter, k, n=n: s[letter][k, n : n + 1])
-            part, state = module(
-                rows[a:b, n : n + 1].transpose(0, 1) if module.batch_first else rows[a:b, n : n + 1],
-                tuple(state) if len(state) > 1 else state[0],
-            )
-            parts.append(part.transpose(0, 1) if module.batch_first else part)
-            states.append(as_list(state))
-        parts.append(parts[0].new_zeros(rows.size(0) - length, 1, parts[0].size(2)))
-        outputs.append(torch.cat(parts))
-        finals.append(ends(module, (states[-1], states[0]), lambda s, letter, k: s[letter][k]))
-    output, state = torch.cat(outputs, 1), [torch.cat(s, 1) for s in zip(*finals, strict=True)]
-    return output.transpose(0, 1) if module.batch_first else output, tuple(state) if len(state) > 1 else state[0]
+    """What torch.nn gives for every segment of every row alone, put together. `resets` are (L, N)."""
+    resets = resets.t() if module.batch_first else resets
+    sizes = [module.proj_size or H, H][: 1 + (module.mode == "LSTM")]
+    return by_segments(module, input, hx, Ragged(lengths, resets, reset_to), sizes)
 
 
 def observe(module, run, *leaves):
