@@ -14,6 +14,7 @@ seed; others find other ways.) `rnnkit.trace` says the numbers: it returns a cal
 import argparse
 
 import torch
+from plot import plot
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,29 +52,17 @@ def train(kind: type[rnnkit.RNNBase], seed: int, L: int = 16, N: int = 64) -> rn
     return network
 
 
-NAMES = {"x": "input", "i": "input gate", "f": "forget gate", "g": "candidate", "o": "output gate", "c": "cell"}
-NAMES |= {"r": "reset gate", "z": "update gate", "n": "candidate", "h": "output"}
 WATCH = {"i": "write", "f": "write", "o": "ask", "z": "hold", "r": "flip"}  # a gate, and the moments to watch it
 
 
-def draw(panels: dict[str, tuple[list[str], dict[str, list[float]]]], path: str) -> str:
+def draw(panels: dict[str, tuple[list[str], dict[str, Tensor]]], path: str) -> str:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return "no picture: matplotlib is missing, pip install 'rnnkit[examples]' brings it"
     figure = Figure(figsize=(10, 6.4), layout="constrained")
-    for axes, (title, (steps, rows)) in zip(figure.subplots(2, 1), panels.items(), strict=True):
-        values, gate = torch.tensor(list(rows.values())), torch.tensor([letter in WATCH for letter in rows])
-        for which, colours, least in (gate, "Greens", 0), (~gate, "RdBu_r", -1):
-            shown = values.masked_fill(~which[:, None], torch.nan)
-            image = axes.imshow(shown, cmap=colours, vmin=1.5 * least, vmax=1.5, aspect="auto")
-            figure.colorbar(image, ax=axes, ticks=(least, 0, 1), label="gate" if least == 0 else "signed")
-        names = [f"{NAMES[letter]}  {letter}" for letter in rows]
-        axes.set(title=title, xticks=range(len(steps)), xticklabels=steps, yticks=range(len(rows)), yticklabels=names)
-        for y, (letter, row) in enumerate(rows.items()):
-            for x, value in enumerate(row):
-                watched = {"edgecolor": "black", "facecolor": "none"} if WATCH.get(letter) == steps[x] else None
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", bbox=watched)
+    for axes, (title, (steps, seen)) in zip(figure.subplots(2, 1), panels.items(), strict=True):
+        plot(seen, axes, steps=steps, watch=WATCH).set_title(title)
     figure.savefig(path, dpi=120)
     return f"picture: {path}"
 
@@ -88,11 +77,11 @@ if __name__ == "__main__":
     for kind, third, seed in (rnnkit.LSTM, "ask", 2), (rnnkit.GRU, "flip", 1):
         network = train(kind, seed)
         input = encode(x, command)  # (L, 3)
-        seen = rnnkit.trace(network, input).seen["l0"]  # each (L, 1)
+        seen = {"x": x[:, None]} | rnnkit.trace(network, input).seen["l0"]  # each (L, 1)
         steps = [("write", "hold", third)[k] for k in command]
-        rows = {"x": x.tolist()} | {letter: values.flatten().tolist() for letter, values in seen.items()}
+        rows = {letter: values.flatten().tolist() for letter, values in seen.items()}
         off = (network(input)[0].squeeze(-1) - torch.tensor(rows["h"])).abs().max().item()
-        panels[f"{kind.__name__} of one unit: write, hold, {third}"] = steps, rows
+        panels[f"{kind.__name__} of one unit: write, hold, {third}"] = steps, seen
         print(f"{kind.__name__}".ljust(4) + "".join(f"{step:>6}" for step in steps))
         print("\n".join(f"{letter:4}" + "".join(f"{value:6.2f}" for value in row) for letter, row in rows.items()))
         print(f"h here and h from the layer differ by {off:.0e}\n")

@@ -22,6 +22,7 @@ from torch import nn
 from ..grid import subject
 from ..grid.cases import CLASSES
 from ..grid.engine import device_name
+from . import cut  # noqa: F401  # registers rows of its own
 from .capabilities import CAPABILITIES, ON_GPU, OPTIONS, Capability, outcome
 
 #: Outcomes that are no failure: `left as is` is what quantize_dynamic does with modules it does not know.

@@ -253,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     subject.add_arguments(parser)
     add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda has other options: --device cuda --help")
+    add("--ragged", action="store_true", help="rows of unequal lengths, packed and by lengths=: --ragged --help")
     add("--kinds", nargs="+", choices=names, default=names, metavar="KIND", help="; ".join(names))
     add("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="SIZE", help=" ".join(SIZES))
     add("--threads", nargs="+", type=int, default=[1], metavar="N", help="numbers of threads; default: 1")

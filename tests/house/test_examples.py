@@ -209,3 +209,25 @@ def test_an_agent_learns_to_remember_by_the_same_losses_either_way(tmp_path: Pat
     assert float(rows[-1][1].rstrip("%")) > 90
     assert float(re.search(r"^losses differ by (\S+) at most$", text, re.M).group(1)) < 1e-9
     assert re.search(r"^once with resets \d+\.\d\d s, step by step \d+\.\d\d s: ", text, re.M)
+
+
+def test_a_plot_has_a_band_for_each_letter_and_a_line_for_each_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    plot = importlib.import_module("plot").plot
+    rnn, x = rnnkit.LSTM(3, 4), torch.randn(6, 2, 3)
+    seen = rnnkit.trace(rnn, x).seen["l0"]
+    axes = plot(seen, row=1)
+    assert [text.get_text().split()[-1] for text in axes.get_yticklabels()] == ["i", "f", "g", "o", "c", "h"]
+    gates, signed = (image.get_array() for image in axes.get_images())
+    for k, letter in enumerate("ifgoch"):
+        drawn, other = (gates, signed) if letter in "ifo" else (signed, gates)
+        assert np.allclose(drawn[4 * k : 4 * k + 4], seen[letter][:, 1].detach().T)
+        assert other.mask[4 * k : 4 * k + 4].all()
+    one = rnnkit.trace(rnnkit.GRU(3, 1), x[:, 0]).seen["l0"]
+    axes = plot(one, steps=list("abcabc"), watch={"z": "b"})
+    framed = [text for text in axes.texts if text.get_bbox_patch() is not None]
+    assert [text.get_position() for text in framed] == [(1, 1), (4, 1)]
+    assert [text.get_text() for text in framed] == [f"{one['z'][t, 0]:.2f}" for t in (1, 4)]
+    with pytest.raises(ValueError, match="steps should be 6 words, got: 2"):
+        plot(one, steps=["a", "b"])

@@ -153,3 +153,16 @@ def test_the_bound_has_the_products_of_all_steps(kind, training):
 def test_the_algorithm_is_the_one_of_torchs_rule(name, size, mode, dtype, form, algorithm):
     kind = next(kind for kind in speed.KINDS if kind.name == name)
     assert gpu.algorithm(kind, size, mode, dtype, form) == algorithm
+
+
+def test_ragged_rows_are_measured_in_three_ways(tmp_path, capsys):
+    file = tmp_path / "ragged.json"
+    arguments = ["--ragged", "--kinds", "GRU", "LSTM", "--lengths", "3", "7", "--seconds", "0.01", "--json", str(file)]
+    assert measure(arguments) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["kind"], row["length"]) for row in rows] == [("GRU", 3), ("GRU", 7), ("LSTM", 3), ("LSTM", 7)]
+    assert all(16 <= row["steps"] <= 16 * row["length"] for row in rows)
+    assert "| LSTM | 7 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        measure([*arguments, "--subject", "torch.nn"])
+    assert "the subject's GRU takes no lengths=" in capsys.readouterr().err
