@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
@@ -317,7 +318,7 @@ class RNNBase(nn.Module):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: Sequence[Any]) -> None:
-        """Compute with `weights`, each until the parameter of its name is replaced, as torch.nn does."""
+        """Compute with `weights` until a parameter is replaced, as torch.nn does: higher, for one, sets them."""
         vars(self)["_given_weights"] = [*weights], [self._weight(name) for name in self._flat_weights_names]
 
     @property
@@ -330,10 +331,12 @@ class RNNBase(nn.Module):
         weights = [[self._weight(name) for name in names] for names in self._all_weights]
         if "_given_weights" not in vars(self):
             return weights
-        each = iter(zip(*vars(self)["_given_weights"], strict=True))
-        return [
-            [given if now is then else now for now, (given, then) in zip(row, each, strict=False)] for row in weights
-        ]
+        given, then = vars(self)["_given_weights"]
+        if all(now is before for now, before in zip(chain(*weights), then, strict=True)):
+            each = iter(given)
+            return [[next(each) for _ in names] for names in self._all_weights]
+        del vars(self)["_given_weights"]
+        return weights
 
     def _weight(self, name: str) -> Any:
         known = self._parameters  # most are; finding one there first is faster
