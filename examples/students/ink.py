@@ -56,7 +56,7 @@ def sheet(x: float, y: float, width: float = 7.4):
 
 
 def keep(figure: Figure, path: Path, about: str) -> None:
-    """Write a figure as SVG without a date, its colours for the dark beside those for the light, and what it is about."""
+    """Write a figure as SVG without a date, with its colours for the dark, and what it is about."""
     figure.savefig(path, metadata={"Date": None, "Creator": None, "Title": about}, facecolor=ink("paper"))
     text = path.read_text()
     rules = [

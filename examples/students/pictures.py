@@ -10,98 +10,17 @@ import sys
 from pathlib import Path
 
 import cells
+import shapes
 import torch
-from ink import MONO, ink, keep, of, pale, sheet
+from ink import ink, keep, of, pale, sheet
 from matplotlib.patches import Rectangle
-from torch import nn
+from shapes import BOLD, SMALL
 
 import rnnkit
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 import watch_the_gates  # noqa: E402
-
-BOLD = {"ha": "center", "va": "center", "weight": "bold"} | MONO
-SMALL = {"color": ink("faint"), "size": 11, "va": "center"}
-
-
-def box(axes, x: float, y: float, wide: float, high: float, letter: str, text: str = "", **more) -> None:
-    """Draw a box in a letter's colours, and its text."""
-    look = {"facecolor": pale(letter), "edgecolor": of(letter), "linewidth": 1.3} | more
-    axes.add_patch(Rectangle((x, y), wide, high, **look))
-    if text:
-        axes.text(x + wide / 2, y + high / 2, text, color=of(letter), size=13, **BOLD)
-
-
-def rows():
-    """Which rows of a parameter are which gate's."""
-    figure, axes = sheet(11.2, 5.6)
-    H, high, top = 3, 0.92, 4.4
-    for left, layer in (1.0, rnnkit.LSTM(4, H)), (6.75, rnnkit.GRU(4, H)):
-        gates = rnnkit.EQUATIONS[layer.mode].gates
-        axes.text(
-            left,
-            5.25,
-            f"{type(layer).__name__}, {len(gates)}H rows",
-            color=ink("ink"),
-            size=13,
-            va="center",
-            weight="bold",
-        )
-        x = left
-        for name, wide in ("weight_ih", 1.5), ("weight_hh", 1.5), ("bias_ih", 0.35), ("bias_hh", 0.35):
-            assert getattr(layer, f"{name}_l0").size(0) == len(gates) * H
-            for k, letter in enumerate(gates):
-                box(axes, x, top - (k + 1) * high, wide, high, letter, letter)
-            if wide > 1:
-                axes.text(x + wide / 2, top + 0.27, name, color=ink("ink"), size=11.5, ha="center", va="center", **MONO)
-            x += wide + 0.2
-        bottom = top - len(gates) * high - 0.27
-        axes.text(x - 0.2, bottom, "bias_ih, bias_hh", color=ink("ink"), size=11.5, ha="right", va="center", **MONO)
-        for k in range(len(gates)):
-            first, last = ("H" if n == 1 else f"{n}H" if n else "0" for n in (k, k + 1))
-            y = top - (k + 0.5) * high
-            axes.text(left - 0.12, y, f"{first}:{last}", ha="right", **SMALL | MONO)
-    return figure
-
-
-def order():
-    """Where each entry of h_n comes from, for two layers and both directions."""
-    L = 4
-    seen = rnnkit.trace(nn.GRU(1, 1, num_layers=2, bidirectional=True), torch.zeros(L, 1)).seen
-    figure, axes = sheet(11.2, 6.9)
-    colour = {False: "f", True: "g"}
-    for t in range(L):
-        x = 1.75 + 1.55 * t
-        axes.text(x + 0.5, 0.4, f"x[{t}]", color=ink("ink"), size=12.5, ha="center", va="center", **MONO)
-        axes.text(x + 0.5, 6.6, f"output[{t}]", color=ink("ink"), size=11.5, ha="center", va="center", **MONO)
-    axes.text(9.95, 6.6, "h_n", color=ink("ink"), size=14, **BOLD)
-    for k, name in enumerate(seen):
-        reverse, y = name.endswith("reverse"), 0.95 + 1.25 * k + 0.35 * (k // 2)
-        letter = colour[reverse]
-        axes.text(
-            1.55, y + 0.35, name.replace("_", "\n_"), color=of(letter), size=11.5, ha="right", va="center", **MONO
-        )
-        last = 0 if reverse else L - 1
-        for t in range(L):
-            x = 1.75 + 1.55 * t
-            thick = {"linewidth": 2.6, "zorder": 3} if t == last else {"facecolor": ink("panel")}
-            box(axes, x, y, 1.0, 0.7, letter, f"h[{t}]", **thick)
-            if t < L - 1:
-                tip, tail = (x + 1.5, y + 0.35), (x + 1.05, y + 0.35)
-                tip, tail = (tail, tip) if reverse else (tip, tail)
-                axes.plot(*zip(tip, tail, strict=True), color=of(letter), linewidth=1.5)
-                cells.head(axes, tip, tail, of(letter))
-        x = 1.75 + 1.55 * last
-        box(axes, 8.85, y, 2.2, 0.7, letter, f"h_n[{k}]", linewidth=2.6)
-        path = (
-            [(x + 1.0, y + 0.35), (8.85, y + 0.35)]
-            if not reverse
-            else [(x + 0.5, y), (x + 0.5, y - 0.2), (8.6, y - 0.2), (8.6, y + 0.35), (8.85, y + 0.35)]
-        )
-        axes.plot(*zip(*path, strict=True), color=of(letter), linewidth=1.5, linestyle=(0, (4, 2)))
-        cells.head(axes, path[-1], path[-2], of(letter))
-    return figure
 
 
 def strip(axes, rows: dict[str, list[float]], steps: list[str], watch: dict[str, str], names: dict[str, str]) -> None:
@@ -153,6 +72,15 @@ def gates():
     return figure
 
 
+def plain(axes) -> None:
+    """Leave of a chart's frame a faint grid."""
+    axes.minorticks_off()
+    axes.grid(color=ink("panel"), linewidth=1.2)
+    axes.tick_params(colors=ink("ink"), length=0, labelsize=11)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
 def lengths(path: Path):
     """Time against length, torch.nn's and rnnkit's, of a CSV: columns length, nn, rnnkit, in ms; # begins a title."""
     lines = path.read_text().splitlines()
@@ -179,14 +107,37 @@ def lengths(path: Path):
     top = 10 ** torch.tensor(max(map(max, both))).log10().ceil().int().item()
     marks = [m for m in (0.1, 1, 10, 100, 1000, 10_000, 100_000) if min(map(min, both)) / 10 < m <= top]
     axes.set_yticks(marks, [f"{m:,g} ms" if m < 1000 else f"{m // 1000:,g} s" for m in marks])
-    axes.minorticks_off()
-    axes.grid(color=ink("panel"), linewidth=1.2)
-    axes.tick_params(colors=ink("ink"), length=0, labelsize=11)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    plain(axes)
     axes.set_xlabel("steps, both axes by powers", color=ink("ink"), size=11)
     figure.text(0.02, 0.93, told[0], color=ink("ink"), size=12.5, weight="bold", va="center")
     figure.text(0.02, 0.86, "\n".join(told[1:]), color=ink("faint"), size=10.5, va="center")
+    return figure
+
+
+def gradients():
+    """How much of the loss's derivative by c arrives at each step, by the bias of the forget gate."""
+    figure, _ = sheet(1, 0.62)
+    axes = figure.add_axes((0.2, 0.16, 0.7, 0.68), facecolor=ink("paper"), yscale="log")
+    L, H = 40, 16
+    for bias, letter in (4, "f"), (1, "i"), (0, "g"), (-1, "c"):
+        torch.manual_seed(0)
+        cell = rnnkit.LSTMCell(H, H, dtype=torch.float64)
+        with torch.no_grad():
+            cell.bias_ih[H : 2 * H] = bias  # the rows of f
+        state, cs = cell(torch.zeros(1, H, dtype=torch.float64)), []
+        for x in torch.randn(L, 1, H, dtype=torch.float64):
+            state = cell(x, state)
+            cs.append(state[1])
+        left = [dc.norm().item() for dc in torch.autograd.grad(state[0].sum(), cs)]
+        axes.plot(range(L), left, color=of(letter), linewidth=2.2)
+        name = f"f's bias {bias}".replace("-", "−")  # noqa: RUF001
+        axes.text(-0.8, left[0], name, color=of(letter), size=12, weight="bold", ha="right", va="center")
+    axes.yaxis.tick_right()
+    axes.set_yticks([10.0**n for n in range(-15, 1, 3)], ["1e-15", "1e-12", "1e-9", "1e-6", "0.001", "1"])
+    plain(axes)
+    axes.set_xlabel(f"step t, of {L}", color=ink("ink"), size=11)
+    bold = {"color": ink("ink"), "size": 12.5, "weight": "bold", "va": "center"}
+    figure.text(0.02, 0.93, "|dc| at step t, for a loss at the last step", **bold)
     return figure
 
 
@@ -195,8 +146,11 @@ def pictures(times: Path) -> dict[str, tuple]:
     return {
         "lstm.svg": (lambda: cells.draw("LSTM"), "An LSTM cell"),
         "gru.svg": (lambda: cells.draw("GRU"), "A GRU cell"),
-        "rows.svg": (rows, "The stacked rows of the weights"),
-        "order.svg": (order, "The order of h_n for two layers and both directions"),
+        "rows.svg": (shapes.rows, "The stacked rows of the weights"),
+        "order.svg": (shapes.order, "The order of h_n for two layers and both directions"),
+        "packed.svg": (shapes.packed, "A packed batch through time"),
+        "projection.svg": (shapes.projection, "The shapes of an LSTM with a projection"),
+        "gradients.svg": (gradients, "What is left of a gradient, step by step back"),
         "gates.svg": (gates, "Gates and states through time"),
         "lengths.svg": (lambda: lengths(times), "Time against length"),
     }
