@@ -47,7 +47,7 @@ def gates():
     """What the gates of a trained LSTM and GRU do through time, and what to look for."""
     x = torch.tensor([1.0, -1, -1, 1, -1, -1, 1, 1, -1, 1, -1, -1])
     command = torch.tensor([0, 1, 1, 2, 1, 0, 1, 2, 2, 0, 1, 2])
-    figure, _ = sheet(1, 1.12, 8.6)
+    figure, _ = sheet(1, 0.92, 8.6)
     halves = (rnnkit.LSTM, "ask", 2, (0, 0.47, 1, 0.52)), (rnnkit.GRU, "flip", 1, (0, 0.035, 1, 0.38))
     for kind, third, seed, place in halves:
         network = watch_the_gates.train(kind, seed)
