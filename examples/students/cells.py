@@ -70,14 +70,15 @@ def record(mode: str) -> list[Wire]:
 #: Where each value is formed, by the expression that forms it.
 PLACES = {
     "LSTM": {
-        "x": (0.35, 0.8), "h": (0.35, 2.0), "c": (0.35, 5.0), "igates": (2.1, 0.8), "hgates": (2.1, 2.0),
+        "x": (0.35, 0.7), "h": (0.35, 2.0), "c": (0.35, 5.0), "igates": (2.15, 0.7), "hgates": (2.15, 2.0),
         "hgates + igates": (3.95, 2.0), "i": (5.6, 4.0), "f": (5.6, 3.0), "g": (5.6, 2.0), "o": (5.6, 1.0),
         "f * c": (6.9, 5.0), "i * g": (7.7, 2.0), "c'": (8.4, 5.0), "tanh(c')": (9.5, 3.0), "h'": (9.5, 1.0),
     },
     "GRU": {
-        "x": (0.35, 0.9), "h": (0.35, 5.0), "igates": (2.3, 0.9), "hgates": (2.3, 3.4),
-        "hgates + igates": (4.5, 3.4), "z": (5.9, 3.9), "r": (5.9, 2.9), "r * n_h": (6.9, 1.9),
-        "n_i + r * n_h": (6.9, 0.9), "n": (7.9, 0.9), "h - n": (8.5, 5.0), "(h - n) * z": (9.2, 5.0), "h'": (9.9, 5.0),
+        "x": (0.35, 0.9), "h": (0.35, 5.0), "igates": (2.35, 0.9), "hgates": (2.35, 3.4),
+        "hgates + igates": (4.5, 3.4), "z": (5.9, 3.9), "r": (5.9, 2.9), "r * n_h": (6.75, 1.9),
+        "n_i + r * n_h": (6.75, 0.9), "n": (7.65, 0.9), "h - n": (8.5, 5.0),
+        "(h - n) * z": (9.2, 5.0), "h'": (9.9, 5.0),
     },
 }  # fmt: skip
 #: Wires that don't go along to where they are wanted and then up or down: where they turn before that.
@@ -104,7 +105,7 @@ def arrivals(mode: str) -> dict[tuple[str, str], Wire]:
 def half(wire: Wire) -> tuple[float, float]:
     """Return half of the width and height of what stands for the operation that forms a wire."""
     if wire.name in ("igates", "hgates"):
-        return 1.12, 0.28
+        return 1.2, 0.3
     return (0.42, 0.26) if wire.operation in ("tanh", "sigmoid") else (0.22, 0.22)
 
 
@@ -193,10 +194,10 @@ def draw(mode: str):
         axes.text(END + 0.35, places[f"{letter}'"][1], f"{letter}'", color=of(letter), size=17, **bold)
     for letter in rnnkit.EQUATIONS[mode].gates:
         x, y = places[letter]
-        axes.text(x + 0.65, y + 0.25, letter, color=of(letter), size=15, **bold)
+        axes.text(x + 0.62, y + 0.27, letter, color=of(letter), size=15, **bold)
     for name in ("igates", "hgates"):
         x, y = places[name]
-        axes.text(x - 1.1, y + 0.42, name, color=ink("faint"), size=11.5, va="center", **MONO)
+        axes.text(x - 1.18, y + 0.46, name, color=ink("faint"), size=11.5, va="center", **MONO)
     if mode == "GRU":
         for name, (x, y) in {"n_h": (5.6, 2.15), "n_i": (5.6, 1.15)}.items():
             axes.text(x, y, name, color=of("n"), size=12.5, **bold)

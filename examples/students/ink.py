@@ -47,7 +47,7 @@ def pale(letter: str) -> str:
     return ink(name if name in COLOURS else "panel")
 
 
-def sheet(x: float, y: float, width: float = 7.4):
+def sheet(x: float, y: float, width: float = 6.5):
     """Return a figure of so many inches, and axes that fill it: from 0 to x and to y, equally scaled, no frame."""
     figure = Figure(figsize=(width, width * y / x), facecolor=ink("paper"))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, x), ylim=(0, y))

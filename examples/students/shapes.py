@@ -61,9 +61,11 @@ def order():
     colour = {False: "f", True: "g"}
     for t in range(L):
         x = 1.75 + 1.55 * t
-        axes.text(x + 0.5, 0.4, f"x[{t}]", color=ink("ink"), size=12.5, ha="center", va="center", **MONO)
-        axes.text(x + 0.5, 6.6, f"output[{t}]", color=ink("ink"), size=11.5, ha="center", va="center", **MONO)
+        axes.text(x + 0.5, 0.4, f"[{t}]", color=ink("ink"), size=12.5, ha="center", va="center", **MONO)
+        axes.text(x + 0.5, 6.6, f"[{t}]", color=ink("ink"), size=12.5, ha="center", va="center", **MONO)
     axes.text(9.95, 6.6, "h_n", color=ink("ink"), size=14, **BOLD)
+    for name, y in ("x", 0.4), ("output", 6.6):
+        axes.text(1.55, y, name, color=ink("ink"), size=12.5, ha="right", va="center", **MONO)
     for k, name in enumerate(seen):
         reverse, y = name.endswith("reverse"), 0.95 + 1.25 * k + 0.35 * (k // 2)
         letter = colour[reverse]
@@ -116,10 +118,10 @@ def packed():
                 look = {"facecolor": "none", "edgecolor": ink("faint"), "linestyle": (0, (2, 3))}
                 axes.add_patch(Rectangle((left + t * wide, y), wide - 0.15, high, linewidth=1, **look))
                 axes.text(left + t * wide + wide / 2 - 0.07, y + high / 2, "waits", ha="center", **SMALL)
-        box(axes, 9.0, y, 1.7, high, letter, f"h_n[:, {k}]")
-        lane = [(left + n * wide - 0.65, y), (left + n * wide - 0.65, y - 0.15), (8.65, y - 0.15), (8.65, y + high / 2)]
+        box(axes, 8.9, y, 2.05, high, letter, f"h_n[:, {k}]")
+        lane = [(left + n * wide - 0.65, y), (left + n * wide - 0.65, y - 0.15), (8.5, y - 0.15), (8.5, y + high / 2)]
         lane = lane if n < max(lengths) else [(left + n * wide - 0.15, y + high / 2)]
-        lane.append((9.0, y + high / 2))
+        lane.append((8.9, y + high / 2))
         axes.plot(*zip(*lane, strict=True), color=of(letter), linewidth=1.5)
         cells.head(axes, lane[-1], lane[-2], of(letter))
     return figure
@@ -145,14 +147,14 @@ def projection():
         return tuple(lstm.get_parameter(f"{name}_l0").shape)
 
     matrix(0.35, top, "weight_ih", size("weight_ih"), "ifgo", "4 H_cell × H_in")  # noqa: RUF001
-    matrix(2.75, top, "weight_hh", size("weight_hh"), "ifgo", "4 H_cell × H_out")  # noqa: RUF001
+    matrix(3.05, top, "weight_hh", size("weight_hh"), "ifgo", "4 H_cell × H_out")  # noqa: RUF001
     _, (h, c) = lstm(torch.zeros(1, 1, 4))
     matrix(5.05, top - 1.7, "c'", (c.size(-1),), "c", "H_cell")
     matrix(6.15, top - 1.7, "m", (c.size(-1),), "h", "H_cell")
     matrix(7.35, top - 2.08, "weight_hr", size("weight_hr"), "o", "H_out × H_cell")  # noqa: RUF001
     matrix(10.4, top - 2.08, "h'", (h.size(-1),), "h", "H_out")
     for x, y, wide in (
-        (4.1, top - 2.27, 0.75),
+        (4.25, top - 2.27, 0.6),
         (5.57, top - 2.27, 0.45),
         (6.67, top - 2.27, 0.55),
         (9.75, top - 2.27, 0.5),
