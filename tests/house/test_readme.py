@@ -44,6 +44,12 @@ def test_a_command_on_a_page_prints_what_is_pasted_below_it(command):
     assert not pages.difference(pages.commands()[command].text, f"$ {command}\n{pages.run_command(command)}")
 
 
+def test_a_command_that_takes_long_says_when_and_where_it_was_run():
+    notes = [command.partition("  # ")[2] for command in pages.commands() if command not in pages.cheap()]
+    assert notes
+    assert all(re.match(r"\d{4}-\d\d-\d\d, .*torch \d", note) for note in notes), notes
+
+
 def test_a_difference_is_seen_and_last_digits_are_not():
     assert not pages.difference("a 0.501\n...\nb 7\n", "a 0.502\nx\ny\nb 7\n")
     assert pages.difference("a 0.5\n", "a 0.6\n")
