@@ -3,6 +3,7 @@
 python examples/students/lengths.py > examples/students/lengths.csv
 """
 
+import platform
 import time
 
 import torch
@@ -27,8 +28,9 @@ def milliseconds(rnn: nn.Module, lengths: list[int]) -> float:
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    print(f"# Training on a packed batch: GRU({H}, {H}), {N} rows of all lengths up to L")
-    print(f"# forward and backward, least of three, one thread, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    print("# Training on a packed batch, forward and backward")
+    print(f"# GRU({H}, {H}), {N} rows of all lengths up to L, one thread, least of three")
+    print(f"# {platform.processor() or platform.machine()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print("length,nn,rnnkit")
     for L in 64, 128, 256, 512, 1024:
         lengths = [max(1, L * (n + 1) // N) for n in range(N)]

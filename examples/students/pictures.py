@@ -89,7 +89,7 @@ def lengths(path: Path):
         [float(number) for number in row.values()] for row in csv.DictReader(line for line in lines if line[:1] != "#")
     ]
     figure, _ = sheet(1, 0.62)
-    axes = figure.add_axes((0.1, 0.16, 0.78, 0.64), facecolor=ink("paper"), xscale="log", yscale="log")
+    axes = figure.add_axes((0.13, 0.15, 0.71, 0.6), facecolor=ink("paper"), xscale="log", yscale="log")
     at, *both = zip(*data, strict=True)
     for times, name, letter in zip(both, ("torch.nn", "rnnkit"), ("g", "f"), strict=True):
         axes.plot(at, times, "o-", color=of(letter), linewidth=2.2, markersize=6)
@@ -108,9 +108,9 @@ def lengths(path: Path):
     marks = [m for m in (0.1, 1, 10, 100, 1000, 10_000, 100_000) if min(map(min, both)) / 10 < m <= top]
     axes.set_yticks(marks, [f"{m:,g} ms" if m < 1000 else f"{m // 1000:,g} s" for m in marks])
     plain(axes)
-    axes.set_xlabel("steps, both axes by powers", color=ink("ink"), size=11)
+    axes.set_xlabel("L, steps (both axes logarithmic)", color=ink("ink"), size=11)
     figure.text(0.02, 0.93, told[0], color=ink("ink"), size=12.5, weight="bold", va="center")
-    figure.text(0.02, 0.86, "\n".join(told[1:]), color=ink("faint"), size=10.5, va="center")
+    figure.text(0.02, 0.89, "\n".join(told[1:]), color=ink("faint"), size=10.5, va="top")
     return figure
 
 
