@@ -2,32 +2,22 @@
 
 import inspect
 import re
-from pathlib import Path
 
+import pages
 import pytest
-import torch
+from pages import PAGES, ROOT
 
 import rnnkit
 from rnnkit import equations
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *ROOT.glob("*/README.md")]}
-BLOCKS = {  # of Python, by the page and section they stand in
-    f"{page}, {section.split(chr(10))[0].lstrip('# ')}": re.findall(
-        r"^```python\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE
-    )
-    for page, text in PAGES.items()
-    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    if "```python" in section
-}
+README = PAGES["README.md"]
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 STEPS = [equations.rnn_tanh, equations.rnn_relu, equations.lstm, equations.gru]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_the_readme_shows_the_equation_that_runs(step):
-    assert any(inspect.getsource(step).strip() in block for blocks in BLOCKS.values() for block in blocks)
+    assert any(inspect.getsource(step).strip() in block.text for block in pages.blocks("README.md"))
 
 
 @pytest.fixture
@@ -40,13 +30,38 @@ def equations_as_before():
 
 
 @pytest.mark.usefixtures("equations_as_before")
-@pytest.mark.parametrize("section", BLOCKS)
+@pytest.mark.parametrize("section", pages.sections())
 def test_a_section_of_a_page_runs_as_it_is_pasted(section):
-    """Block by block into a new interpreter, so that each section imports what it names."""
-    torch.manual_seed(0)
-    names: dict = {"__name__": "__main__"}
-    for number, block in enumerate(BLOCKS[section], 1):
-        exec(compile(block, f"{section}, block {number}", "exec"), names)
+    """Block by block into a new interpreter: each section imports what it names, and prints what the page says."""
+    for block, printed in pages.run_section(section):
+        assert not pages.difference(block.text, printed)
+
+
+@pytest.mark.parametrize("command", pages.cheap())
+def test_a_command_on_a_page_prints_what_is_pasted_below_it(command):
+    if "watch_the_gates" in command or "forecast" in command:
+        pytest.importorskip("matplotlib")
+    assert not pages.difference(pages.commands()[command].text, f"$ {command}\n{pages.run_command(command)}")
+
+
+def test_a_command_that_takes_long_says_when_and_where_it_was_run():
+    notes = [command.partition("  # ")[2] for command in pages.commands() if command not in pages.cheap()]
+    assert notes
+    assert all(re.match(r"\d{4}-\d\d-\d\d, .*torch \d", note) for note in notes), notes
+
+
+def test_a_difference_is_seen_and_last_digits_are_not():
+    assert not pages.difference("a 0.501\n...\nb 7\n", "a 0.502\nx\ny\nb 7\n")
+    assert pages.difference("a 0.5\n", "a 0.6\n")
+    assert pages.difference("a 0.5\n", "b 0.5\n")
+    assert pages.difference("a\n...\nb\n", "a\nx\nc\n")
+
+
+def test_a_link_of_code_to_a_line_is_to_the_line_that_has_it():
+    pointers = [(page, *found.groups()) for page, text in PAGES.items() for found in pages.POINTER.finditer(text)]
+    assert pointers
+    for page, code, target, number in pointers:
+        assert pages.line_of(page, code, target) == int(number), f"{page}, {code}: python tests/pages.py mends it"
 
 
 def test_the_gate_runs_the_readme_s_own_test_command():
@@ -58,7 +73,7 @@ def test_the_gate_runs_the_readme_s_own_test_command():
 def test_every_file_and_section_that_a_page_links_to_is_there(page):
     targets = re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page])
     for target in targets:
-        path, _, section = target.partition("#")
+        path, _, section = re.sub(r"#L\d+$", "", target).partition("#")
         there = (ROOT / page).parent / path if path else ROOT / page
         assert there.exists(), f"{page}: {target}"
         if section:
