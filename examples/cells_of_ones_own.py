@@ -1,21 +1,16 @@
-"""Five cells that torch.nn hasn't, each an equation of some ten lines: which of them counts best?
+"""What does a recurrence of one's own take? Here are five that torch.nn hasn't, each an equation of some ten lines.
 
-An equation is all there is to write. Layers, directions, packing, lengths, resets, dropout, `trace`, compile, export
-and vmap come with `rnnkit.RNNBase(equation, input_size, hidden_size, ...)`. W and b are torch.nn's, with a row block
-for each gate; parameters besides these are named in the record.
+    rnn = rnnkit.RNNBase(CELLS["sLSTM"], 10, 20, num_layers=2, bidirectional=True)
 
-The task is to count: which of two symbols has come more often? Run: python examples/cells_of_ones_own.py
+Layers, directions, packing, lengths, resets, dropout, trace, compile, export and vmap come with RNNBase. W and b are
+torch.nn's, with a block of rows for each gate; parameters besides these are named in the record.
 """
-
-import time
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import rnnkit
-from rnnkit import EQUATIONS, Equation, Own
+from rnnkit import Equation, Own
 
 
 def layer_norm_lstm(igates, hgates, state, gamma_i, beta_i, gamma_h, beta_h, gamma_c, beta_c):
@@ -76,83 +71,3 @@ CELLS = {
     "minGRU": Equation(min_gru, ("z", "n"), ("h",), recurrent=False),
     "sLSTM": Equation(slstm, tuple("ifzo"), ("h", "c", "n", "m")),
 }
-
-
-@dataclass(frozen=True)
-class Zoneout:
-    """Krueger et al., Zoneout (2016): each number of a state stays as it was with probability p, in training."""
-
-    of: Equation
-    p: tuple[float, ...]
-
-    def __call__(self, igates, hgates, state, training, **own):
-        after, gates = self.of.step(igates, hgates, state, **self.of.extras(tuple(own.values()), training))
-        pairs = zip(self.p, state, after, strict=True)
-        if training:
-            return tuple(torch.where(torch.rand_like(new) < p, old, new) for p, old, new in pairs), gates
-        return tuple(p * old + (1 - p) * new for p, old, new in pairs), gates
-
-
-@dataclass(frozen=True)
-class RecurrentDropout:
-    """Zero each number of hgates with probability p, in training, anew at each step."""
-
-    of: Equation
-    p: float
-
-    def __call__(self, igates, hgates, state, training, **own):
-        hgates = F.dropout(hgates, self.p, training)
-        return self.of.step(igates, hgates, state, **self.of.extras(tuple(own.values()), training))
-
-
-def zoneout(equation, **p):
-    """Return an equation with zoneout, of probability p for each state by its letter: zoneout(LSTM, h=0.05, c=0.5)."""
-    step = Zoneout(equation, tuple(p.get(letter, 0.0) for letter in equation.state))
-    return replace(equation, step=step, random=True)
-
-
-def recurrent_dropout(equation, p):
-    """Return an equation with dropout of what its state says to the gates."""
-    return replace(equation, step=RecurrentDropout(equation, p), random=True)
-
-
-def counts(N, L):
-    """Return N sequences of two symbols, -1 and 1, their lengths, and whether 1 has come more often, at each end."""
-    symbols, lengths = torch.randint(0, 2, (L, N)) * 2.0 - 1, torch.randint(1, L // 2, (N,)) * 2 + 1
-    there = torch.arange(L)[:, None] < lengths
-    return symbols.unsqueeze(-1), lengths, ((symbols * there).sum(0) > 0).float()
-
-
-def last_h(rnn, x, lengths):
-    """Return h of the last layer after each sequence, (N, H)."""
-    _, hx = rnn(x, lengths=lengths)
-    return (hx[0] if isinstance(hx, tuple) else hx)[-1]
-
-
-def main():
-    """Train each cell for as many steps, and print its size, how often it is right, and the time it took."""
-    torch.set_num_threads(1)  # small products are slower on more
-    GRU = EQUATIONS["GRU"]
-    others = {"GRU": GRU, "GRU with zoneout": zoneout(GRU, h=0.1), "GRU with dropout": recurrent_dropout(GRU, 0.1)}
-    print(f"{'':24}parameters   right  seconds")
-    for name, equation in (CELLS | others).items():
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        rnn, readout = rnnkit.RNNBase(equation, 1, 24, bias=name != "layer-normalised LSTM"), nn.Linear(24, 1)
-        parameters = [*rnn.parameters(), *readout.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=0.01)
-        for _ in range(100):
-            x, lengths, answer = counts(64, 30)
-            loss = F.binary_cross_entropy_with_logits(readout(last_h(rnn, x, lengths))[:, 0], answer)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        rnn.eval()
-        x, lengths, answer = counts(1000, 30)
-        right = ((readout(last_h(rnn, x, lengths))[:, 0] > 0) == answer.bool()).float().mean()
-        size = sum(parameter.numel() for parameter in rnn.parameters())
-        print(f"{name:24}{size:10}{right:8.1%}{time.perf_counter() - start:9.1f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Draw what `rnnkit.trace` has seen: gates and states through time. The extra `examples` brings matplotlib for it.
+"""What did the gates do? `plot` draws what `rnnkit.trace` has seen. The extra `examples` brings matplotlib for it.
 
 from plot import plot
 

@@ -211,6 +211,22 @@ def test_an_agent_learns_to_remember_by_the_same_losses_either_way(tmp_path: Pat
     assert re.search(r"^once with resets \d+\.\d\d s, step by step \d+\.\d\d s: ", text, re.M)
 
 
+def test_every_cell_counts_and_says_its_size(tmp_path: Path) -> None:
+    """Of 24 units that read one number: G gates with W and b, and what an equation has besides."""
+    rows = [line.rsplit(maxsplit=3) for line in run("count.py", "--updates", "2", cwd=tmp_path).splitlines()[1:]]
+    sizes = {name: int(size) for name, size, *_ in rows}
+    full = {G: 24 * G * (1 + 24 + 2) for G in (2, 3, 4)}
+    assert sizes == {
+        "layer-normalised LSTM": 24 * 4 * (1 + 24) + 4 * 24 * 4 + 2 * 24,
+        "peephole LSTM": full[4] + 3 * 24,
+        "MGU": full[2],
+        "minGRU": 24 * 2 * 2,
+        "sLSTM": full[4],
+        **dict.fromkeys(("GRU", "GRU, zoneout", "GRU, dropout"), full[3]),
+        **dict.fromkeys(("LSTM", "LSTM, zoneout"), full[4]),
+    }
+
+
 def test_a_plot_has_a_band_for_each_letter_and_a_line_for_each_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(EXAMPLES)

@@ -5,7 +5,7 @@ gate's rows of the weights at a time, with products in place of torch.nn.functio
 """
 
 import copy
-import importlib.util
+import importlib
 import itertools
 import pickle
 import sys
@@ -22,11 +22,9 @@ from torch.utils._pytree import tree_leaves
 import rnnkit
 from rnnkit import EQUATIONS, Equation, Own, paths
 
-FILE = Path(__file__).parents[2] / "examples" / "cells_of_ones_own.py"
-SPEC = importlib.util.spec_from_file_location("cells_of_ones_own", FILE)
-own = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = own  # where pickle finds the steps
-SPEC.loader.exec_module(own)
+sys.path.append(str(Path(__file__).parents[2] / "examples"))  # where pickle finds the steps, too
+own, wrappers = (importlib.import_module(name) for name in ("cells_of_ones_own", "zoneout"))
+zoneout, recurrent_dropout = wrappers.zoneout, wrappers.recurrent_dropout
 
 H_IN, H, L, N, LENGTHS = 3, 4, 5, 3, [3, 5, 1]
 PROJECTED = ["layer-normalised LSTM", "peephole LSTM", "sLSTM"]  # the others read h unit by unit
@@ -376,8 +374,8 @@ wrapped = pytest.mark.parametrize("cell", WRAPPED)
 @wrapped
 def test_zoneout_keeps_a_state_with_probability_p(cell):
     equation = WRAPPED[cell]
-    all_of_it = own.zoneout(equation, **dict.fromkeys(equation.state, 1.0))
-    none_of_it, half = own.zoneout(equation), own.zoneout(equation, h=0.5)
+    all_of_it = zoneout(equation, **dict.fromkeys(equation.state, 1.0))
+    none_of_it, half = zoneout(equation), zoneout(equation, h=0.5)
     torch.manual_seed(1)
     rnns = [rnnkit.RNNBase(each, H_IN, 64) for each in (equation, all_of_it, none_of_it, half)]
     for rnn in rnns:
@@ -397,7 +395,7 @@ def test_zoneout_keeps_a_state_with_probability_p(cell):
 @wrapped
 def test_recurrent_dropout_is_off_outside_of_training_and_masks_each_step_anew(cell):
     equation = WRAPPED[cell]
-    plain, dropped = (rnnkit.RNNBase(each, H_IN, H) for each in (equation, own.recurrent_dropout(equation, 0.5)))
+    plain, dropped = (rnnkit.RNNBase(each, H_IN, H) for each in (equation, recurrent_dropout(equation, 0.5)))
     dropped.load_state_dict(plain.state_dict())
     x = torch.randn(6, N, H_IN)
     first, second = (dropped(x)[0] for _ in range(2))
@@ -407,7 +405,7 @@ def test_recurrent_dropout_is_off_outside_of_training_and_masks_each_step_anew(c
 
 @wrapped
 def test_wrappers_of_wrappers_are_wrappers(cell):
-    both = own.zoneout(own.recurrent_dropout(WRAPPED[cell], 0.5), h=0.5)
+    both = zoneout(recurrent_dropout(WRAPPED[cell], 0.5), h=0.5)
     rnn = rnnkit.RNNBase(both, H_IN, H, num_layers=2, dropout=0.3)
     output, _ = rnn(torch.randn(L, N, H_IN))
     output.sum().backward()
@@ -417,7 +415,7 @@ def test_wrappers_of_wrappers_are_wrappers(cell):
 @wrapped
 def test_what_draws_random_numbers_compiles_with_gradients_of_its_own_masks(cell):
     """A backward that drew anew would be that of other masks. A number that is kept has no gradient for the input."""
-    rnn = rnnkit.RNNBase(own.zoneout(WRAPPED[cell], h=0.5), H_IN, 8)
+    rnn = rnnkit.RNNBase(zoneout(WRAPPED[cell], h=0.5), H_IN, 8)
     torch._dynamo.reset()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
     x = torch.randn(1, 2, H_IN, requires_grad=True)
@@ -466,7 +464,7 @@ def test_an_equation_that_is_not_what_its_record_says_is_refused(case):
 
 
 def test_checking_an_equation_draws_no_random_number():
-    equation = own.zoneout(own.CELLS["sLSTM"], h=0.5)
+    equation = zoneout(own.CELLS["sLSTM"], h=0.5)
     torch.manual_seed(0)
     rnn = rnnkit.RNNBase(equation, H_IN, H)
     torch.manual_seed(0)
