@@ -156,6 +156,7 @@ class Diagnosis:
     findings: list[Finding] = field(default_factory=list)
     unexplained: list[Unexplained] = field(default_factory=list)
     not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
+    not_run: dict[str, str] = field(default_factory=dict)  # what it may well offer, and why nobody looked
     errors: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     variant: Variant | None = None
@@ -165,6 +166,11 @@ class Diagnosis:
     @property
     def names(self) -> list[str]:
         return [finding.what for finding in self.findings]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Say what was not compared, whoever is the cause."""
+        return self.not_offered | self.not_run
 
     @property
     def same(self) -> bool:
@@ -242,6 +248,8 @@ class Doctor:
                 self.facts()
                 self.gradients()
             diagnosis.variant = self.base
+        else:
+            diagnosis.not_run["what comes after one layer"] = "that differs already, and no name was found for it"
         if self.extras_matter and self.subject.reader is not None:
             self.subject.reader.show_extras()
         diagnosis.subject = self.subject
@@ -529,9 +537,9 @@ class Doctor:
     def takes_unbatched(self) -> bool:
         """Ask for an input without a batch in every combination: a module that broadcasts it may get some right."""
         for options in ({}, {"hx": False}, {"layers": 2}, {"layers": 2, "hx": False}):
-            if options.get("layers") and (self.subject.is_cell or "two layers" in self.diagnosis.not_offered):
+            if options.get("layers") and (self.subject.is_cell or "two layers" in self.diagnosis.left_out):
                 continue
-            if "hx" in options and "no hx" in self.diagnosis.not_offered:
+            if "hx" in options and "no hx" in self.diagnosis.left_out:
                 continue
             case, drawn = self.draw(Probe("", (), {"form": "unbatched", **options}), 0)
             seen, expected = self.run(case, drawn), self.base.run(example_of(case, drawn))
@@ -577,7 +585,7 @@ class Doctor:
             if probe is BASE:
                 self.diagnosis.unread = text
             else:
-                self.diagnosis.not_offered[probe.name] = f"could not be compared: {text}"
+                self.diagnosis.not_run[probe.name] = text
             return False
         self.diagnosis.unexplained.append(Unexplained(probe.name, found.error, found.near, found.distance, note=note))
         return False
@@ -633,15 +641,22 @@ class Doctor:
         if probe is BASE:
             self.diagnosis.unread = f"it raises in its first call: {error}"
             return False
-        self.diagnosis.not_offered[probe.name] = error.removeprefix("NotOfferedError: ")
+        kind, _, why = error.partition(": ")
+        if kind == "IncomparableError":
+            self.diagnosis.not_run[probe.name] = why
+        else:
+            self.diagnosis.not_offered[probe.name] = why if kind == "NotOfferedError" else error
         return True
 
     # Gradients
 
     def gradients(self) -> None:
         """Compare gradients where values are understood."""
+        if not self.exact:
+            self.diagnosis.not_run["gradients"] = "the numbers are not exact in float64"
+            return
         names = ("one layer", "two layers", "two layers, two directions")
-        for probe in [BASE, *(probe for probe in PROBES if probe.name in names[1:])] if self.exact else []:
+        for probe in [BASE, *(probe for probe in PROBES if probe.name in names[1:])]:
             if probe.name not in self.diagnosis.passed and probe is not BASE:
                 continue
             if probe.name in self.backward_errors:

@@ -22,9 +22,10 @@ from . import diagnose as diagnosing
 from . import locate, shrink, subjects
 from .diagnose import BASE, Diagnosis, Doctor
 from .habits import habits
+from .maps import WeightMap
 from .record import Checkup, Row
 from .search import Finding
-from .subjects import Subject, WeightMap
+from .subjects import Subject
 
 #: What torch.testing.assert_close allows, relative to the largest number.
 TOLERANCES = {"float64": 1e-7, "float32": 1.3e-6, "bfloat16": 1.6e-2, "float16": 1e-3}
@@ -120,7 +121,7 @@ def examine(
         for finding in habits(doctor):
             doctor.add(finding)
     if doctor.output_alone:
-        diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
+        diagnosis.not_run["gradients, and the cases of the grid"] = "the output is returned alone"
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu", device)
@@ -154,11 +155,11 @@ def noted(subject: Subject) -> list[str]:
 
 def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu") -> list[Case]:
     """Choose the cases that the subject offers: all of them, or a subset that covers all pairs of options."""
-    lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
+    lacking = [applies for name, applies in FEATURES if name in diagnosis.left_out]
     every = (case for case in grid.grid(device) if case.class_name == subject.class_name)
-    if "two layers" in diagnosis.not_offered:  # special circumstances are of two layers in the grid
+    if "two layers" in diagnosis.left_out:  # special circumstances are of two layers in the grid
         every = (replace(case, layers=1) if case.special else case for case in every)
-    if "bias" in diagnosis.not_offered:
+    if "bias" in diagnosis.left_out:
         every = (replace(case, bias=False) if case.special else case for case in every)
     offered = [case for case in dict.fromkeys(every) if not any(applies(case) for applies in lacking)]
     if size == "full":
@@ -217,7 +218,7 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
     grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed, doctor.reference)
     if grown is not None:
         checkup.growth, checkup.ulps = grown
-    for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.not_offered)):
+    for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.left_out)):
         if checkup.same or (doctor.subject.is_cell and probe is not BASE):
             break
         case, drawn = doctor.draw(probe, 0)

@@ -16,6 +16,8 @@ from .shrink import Smallest
 
 AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
 
+OUTCOMES = ("same", "different", "unread")  # by exit code
+
 
 @dataclass(frozen=True)
 class Row:
@@ -72,7 +74,7 @@ class Checkup:
 
     @property
     def exit_code(self) -> int:
-        return ("same", "different", "unread").index(self.outcome)
+        return OUTCOMES.index(self.outcome)
 
     @property
     def verdict(self) -> str:
@@ -88,7 +90,8 @@ class Checkup:
         worst = max(
             (row.verdict for row in self.rows if row.verdict is not Verdict.NOT_OFFERED), default=Verdict.ROUNDING
         )
-        lacking = " in what it offers" if self.diagnosis.not_offered else ""
+        part = "could be compared" if self.diagnosis.not_run else "it offers" if self.diagnosis.not_offered else ""
+        lacking = f" in what {part}" * bool(part)
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
         return f"{self.subject} is {torchs}{lacking}, {how}"
 
@@ -97,8 +100,8 @@ class Checkup:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
         if self.rows:
             return f"{len(self.rows)} cases: {counts}"
-        alone = "gradients and the grid" in self.diagnosis.not_offered
-        return "no case was run" + ": the output is returned alone" * alone
+        why = list(self.diagnosis.not_run.values())
+        return f"no case of the grid was run: {why[-1]}" if why else "no case of the grid was run"
 
     @property
     def footer(self) -> str:
@@ -133,13 +136,16 @@ class Checkup:
             yield Section(f"Over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
+        if self.diagnosis.not_run:
+            lines = [f"{what}: {' '.join(why.split())}" for what, why in self.diagnosis.not_run.items()]
+            yield Section("Not run", lines)
         if self.notes:
             yield Section("Read as", self.notes)
         if self.diagnosis.noted:
             yield Section("Beside the verdict", self.diagnosis.noted)
         if self.template:
             yield Section(
-                "A weight map to fill in, for --map FILE.py:weights", self.template.splitlines(), is_code=True
+                "A weight map to fill in (--write-map FILE.py writes it)", self.template.splitlines(), is_code=True
             )
         if self.script:
             yield Section("The smallest case, with torch alone", self.script.splitlines(), is_code=True)

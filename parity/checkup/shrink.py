@@ -182,15 +182,17 @@ def _literal(tensor: Tensor | None) -> str:
 # Replay ---------------------------------------------------------------------------------------------------------------
 
 
-def save(smallest: Smallest, target: str, as_: str, file: Path) -> None:
-    """Write down everything that is needed to run the smallest case again."""
-    data = {"target": target, "as": as_, "case": asdict(smallest.case), "tensor": smallest.tensor}
+def save(smallest: Smallest, subject: dict[str, Any], file: Path) -> None:
+    """Write down everything that is needed to run the smallest case again; `subject` says how it is made."""
+    data = {**subject, "case": asdict(smallest.case), "tensor": smallest.tensor}
     file.write_text(json.dumps(data | asdict(smallest.drawn), indent=1, default=Tensor.tolist) + "\n")
 
 
 def restore(file: Path) -> tuple[dict[str, Any], Case, Draw]:
-    """Read what `save` wrote: (target and so on, case, numbers)."""
+    """Read what `save` wrote: (how the subject is made, case, numbers). ValueError where it wrote something else."""
     data = json.loads(file.read_text())
+    if not isinstance(data, dict) or not {"target", "case", "weights"} <= set(data):
+        raise ValueError("it has no target, case and weights")
 
     def tensor(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)

@@ -28,9 +28,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..grid.cases import CLASSES
 from ..mutants.definition import GATES
-from .weights import Layout, UnreadableError, readings
+from . import maps
+from .maps import WeightMap
+from .weights import Layout, Shapes, UnreadableError, readings
 
-WeightMap = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEFAULTS = {
     "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False, "proj_size": 0,
     "nonlinearity": "tanh", "device": None, "dtype": None,
@@ -124,12 +125,6 @@ def load(path: str) -> Any:
         also = f": did you mean {near[0]}?" if near else f"; {_classes_of(getattr(found, '__file__', '') or '')}"
         raise ValueError(f"{module} has no {name}{also}")
     return getattr(found, name)
-
-
-def anywhere(path: str) -> str:
-    """Return the path of a subject such that it can be loaded from any folder."""
-    module, colon, name = path.rpartition(":")
-    return f"{os.path.abspath(module)}{colon}{name}" if module.endswith(".py") else path
 
 
 def _classes_of(file: str) -> str:
@@ -247,7 +242,7 @@ class Reader:
         if self.weight_map is None and list(own.items()) == list(shapes.items()):
             return module
         if self.weight_map is not None:
-            return MappedSubject(module, reference, self.weight_map, dtype, device)
+            return self.by_map(self.weight_map, module, reference, dtype, device)
         if own == shapes:
             self._say("its parameters come in another order than torch.nn's")
             return MappedSubject(module, reference, dict, dtype, device)
@@ -255,6 +250,19 @@ class Reader:
         mapped = MappedSubject(module, reference, lambda weights: layout.map(weights, own), dtype, device)
         mapped.fill(layout.extras, layout.fill)
         return mapped
+
+    def by_map(
+        self, weight_map: WeightMap, module: nn.Module, reference: nn.Module, dtype: torch.dtype, device: str | None
+    ) -> nn.Module:
+        """Make a module whose parameters are made by the map that was given. IncomparableError if it can't be used."""
+        own = shapes_of(module)
+        made = MappedSubject(module, reference, lambda weights: maps.mapped(weight_map, weights, own), dtype, device)
+        try:
+            with torch.no_grad():
+                made.weight_map(dict(made.named_parameters()))
+        except maps.MapError as error:
+            raise IncomparableError(f"the weight map does not serve: {error}") from None
+        return made
 
     def key(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
         """Return what the parameters of a configuration depend on."""
@@ -387,23 +395,12 @@ class Reader:
 
     def template(self) -> str:
         """Write a weight map for this class, to be filled in."""
-        own = shapes_of(self.construct({"input_size": 5, "hidden_size": 7}))
-        shapes = shapes_of(reference_of(self.class_name, {"input_size": 5, "hidden_size": 7}))
-        name = getattr(self.target, "__name__", "the module")
-        head = [
-            "import torch",
-            "",
-            "",
-            "def weights(w):",
-            f'    """Return the parameters of {name} made of torch.nn.{self.class_name}\'s.',
-            "",
-            "    Shapes are those of 5 features and 7 units. torch.nn has, in w:",
-            *(f"        {name} {list(shape)}" for name, shape in shapes.items()),
-            '    """',
-            "    return {",
-        ]
-        rows = [f'        "{name}": ...,  # {list(shape)}' for name, shape in own.items()]
-        return "\n".join([*head, *rows, "    }", ""])
+
+        def shapes(options: dict[str, Any]) -> tuple[Shapes, Shapes]:
+            arguments = {"input_size": 5, "hidden_size": 7, **options}
+            return shapes_of(self.construct(arguments)), shapes_of(reference_of(self.class_name, arguments))
+
+        return maps.template(getattr(self.target, "__name__", "the module"), self.class_name, shapes)
 
     def show_extras(self) -> None:
         """Leave parameters that torch.nn has not at what the constructor makes them."""
@@ -419,14 +416,17 @@ class ConstructionError(IncomparableError):
     """The constructor raised."""
 
 
-GIVE_A_MAP = "write a weight map and give it with --map FILE.py:NAME (weight_map=)"
+GIVE_A_MAP = (
+    "say how they are made of torch.nn's: --write-map maps.py writes a file to fill in, --map maps.py:weights gives it "
+    "(weight_map=)"
+)
 
 
 def _takes_more(own: dict[str, inspect.Parameter]) -> bool:
     return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
 
 
-def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(module: nn.Module) -> Shapes:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 

@@ -45,6 +45,7 @@ def as_json(checkup: Checkup) -> str:
         "errors": diagnosis.errors,
         "not compared": diagnosis.unread or None,
         "not offered": diagnosis.not_offered,
+        "not run": diagnosis.not_run,
         "notes": checkup.notes,
         "first difference": str(checkup.location) if checkup.location else None,
         "growth": checkup.growth

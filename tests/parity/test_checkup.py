@@ -218,6 +218,60 @@ def test_a_saved_case_is_replayed(tmp_path, capsys):
     assert main(["replay", str(file)]) == 0
 
 
+SCALED = """import torch
+from . import SIGN
+
+
+class Cell(torch.nn.Module):
+    def __init__(self, more, input_size, hidden_size):
+        super().__init__()
+        self.more = more
+        self.inner = torch.nn.GRUCell(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        return self.inner(SIGN * self.more * x, hx)
+"""
+
+
+def test_a_case_saved_in_one_folder_is_replayed_in_another(tmp_path, capsys, monkeypatch):
+    (tmp_path / "there" / "package").mkdir(parents=True)
+    (tmp_path / "there" / "package" / "__init__.py").write_text("SIGN = -1\n")
+    (tmp_path / "there" / "package" / "rnn.py").write_text(SCALED)
+    monkeypatch.chdir(tmp_path / "there")
+    file = tmp_path / "smallest.json"
+    assert main(["check", "package.rnn:Cell", "--as", "GRUCell", "--init", "more=2", "--replay", str(file)]) == 1
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["replay", str(file)]) == 1
+    assert "package.rnn:Cell differs in h_1" in capsys.readouterr().out
+
+
+FORWARD = """import os, sys, time, torch
+
+
+class LSTM(torch.nn.LSTM):
+    def forward(self, x, hx=None):
+        {}
+"""
+
+
+def test_a_replay_is_run_in_a_process_of_its_own(tmp_path, capsys):
+    subject, file = tmp_path / "bad.py", tmp_path / "smallest.json"
+    subject.write_text(FORWARD.format("return super().forward(-x, hx)"))
+    assert main(["check", f"{subject}:LSTM", "--replay", str(file)]) == 1
+    hangs = "print('x' * 100000) or time.sleep(60)"
+    for ending, said in (("os._exit(0)", "exit code 0"), ("sys.exit(0)", "SystemExit"), (hangs, "more than 1 s")):
+        subject.write_text(FORWARD.format(ending))
+        capsys.readouterr()
+        assert main(["replay", str(file), "--time-limit", "1"]) == 2
+        assert said in capsys.readouterr().out
+    for text in ("{", "[]"):
+        file.write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            main(["replay", str(file)])
+        assert "is no case that check --replay has written" in capsys.readouterr().err
+
+
 def test_exit_codes(capsys):
     assert main(["check", "subjects.correct:ScriptedLSTMCell"]) == 0
     assert main(["check", "subjects.grus:MatmulRNN"]) == 1
@@ -471,12 +525,19 @@ def test_changes_between_two_runs(tmp_path, capsys):
         files[-1].write_text(pages.as_json(check(cls, raises=False)))
     old, new = map(str, files)
     assert main(["compare", old, old]) == 0
-    assert "nothing changed" in capsys.readouterr().out
+    assert capsys.readouterr().out == "Nothing changed.\n"
     assert main(["compare", old, new]) == 1
     text = capsys.readouterr().out
+    assert text.startswith("Worse. ")
+    assert "ResetFirstGRUCell is not torch.nn.GRUCell" in text.splitlines()[2]
     assert "appeared: reset before the product" in text
     assert "within rounding -> different" in text
     assert main(["compare", new, old]) == 0
+    assert capsys.readouterr().out.startswith("Better. ")
+    unread = tmp_path / "unread.json"
+    unread.write_text(pages.as_json(check(lambda i, h: 1 / 0, "GRUCell", raises=False)))
+    assert main(["compare", old, str(unread)]) == 1
+    assert capsys.readouterr().out.startswith("Worse. ")
     with pytest.raises(SystemExit) as stopped:
         main(["compare", old, str(tmp_path / "missing.json")])
     assert stopped.value.code == 2

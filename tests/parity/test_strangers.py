@@ -131,6 +131,84 @@ def test_what_no_reading_fits_cannot_be_read():
         readings(shapes(w=(3, 11)), of_torch("LSTM"), "LSTM")
 
 
+class OneVectorLSTM(nn.Module):
+    """One long vector for each layer: no shape says what is what."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1):
+        super().__init__()
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        for layer in range(num_layers):
+            below = hidden_size if layer else input_size
+            vector = torch.randn(4 * hidden_size * (below + hidden_size + 1))
+            self.register_parameter(f"flat{layer}", nn.Parameter(vector))
+
+    def forward(self, x, hx=None):
+        H = self.hidden_size
+        zeros = x.new_zeros(self.num_layers, x.size(1), H)
+        hx, ends = (zeros, zeros) if hx is None else hx, []
+        for layer in range(self.num_layers):
+            below, outputs = x.size(-1), []
+            w, u, b = getattr(self, f"flat{layer}").split([4 * H * below, 4 * H * H, 4 * H])
+            h, c = hx[0][layer], hx[1][layer]
+            for v in x:
+                i, f, g, o = (v @ w.view(4 * H, below).T + h @ u.view(4 * H, H).T + b).chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                outputs.append(h)
+            x = torch.stack(outputs)
+            ends.append((h, c))
+        return x, tuple(map(torch.stack, zip(*ends, strict=True)))
+
+
+def test_a_map_to_fill_in_is_written_and_once_filled_in_says_it_all(tmp_path, capsys):
+    target, file = f"{__file__}:OneVectorLSTM", tmp_path / "maps.py"
+    assert main(["check", target]) == 2
+    assert "--write-map maps.py" in capsys.readouterr().out
+    assert main(["check", target, "--write-map", str(file)]) == 0
+    assert f"--map {file}:weights" in capsys.readouterr().out
+    assert main(["check", target, "--map", f"{file}:weights"]) == 2
+    assert "it leaves 'flat0' open" in capsys.readouterr().out
+    text = file.read_text()
+    for layer in (0, 1):
+        names = (f"weight_ih_l{layer}", f"weight_hh_l{layer}")
+        whole = ", ".join(f"w['{name}'].flatten()" for name in names)
+        bias = f"w['bias_ih_l{layer}'] + w['bias_hh_l{layer}']"
+        text = text.replace(f'"flat{layer}": ...', f'"flat{layer}": torch.cat([{whole}, {bias}])')
+    file.write_text(text)
+    assert main(["check", target, "--map", f"{file}:weights"]) == 0
+    assert "no layers" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", target, "--write-map", str(file)])
+    assert "is there already" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "said"),
+    [
+        (lambda w: [], "it returns a list"),
+        (lambda w: {}, "it says nothing of flat0"),
+        (lambda w: {"flat0": w["weight_ih_l0"], "flat1": None}, "there is no flat1"),
+        (lambda w: {"flat0": w["weight_ih_l0"]}, "of shape [20, 6], it is [240]"),
+        (lambda w: {"flat0": w["weights"]}, "KeyError: 'weights'"),
+    ],
+)
+def test_a_wrong_map_gets_a_sentence(weight_map, said):
+    result = check(OneVectorLSTM, weight_map=weight_map, raises=False)
+    assert result.outcome == "unread"
+    assert said in result.verdict
+
+
+def test_a_map_of_one_layer_leaves_two_layers_aside():
+    def weights(w):
+        return {"flat0": torch.cat([w["weight_ih_l0"].flatten(), w["weight_hh_l0"].flatten(),
+                                    w["bias_ih_l0"] + w["bias_hh_l0"]])}  # fmt: skip
+
+    diagnosis = Doctor(adapt(OneVectorLSTM, weight_map=weights)).diagnose()
+    assert diagnosis.same
+    assert "says nothing of flat1" in diagnosis.not_run["two layers"]
+
+
 def test_a_module_without_biases_is_torchs_without_biases():
     class Bare(nn.Module):
         def __init__(self, input_size, hidden_size):
