@@ -215,6 +215,7 @@ class Doctor:
         self.backward_errors: dict[str, str] = {}
         self.given: tuple[Mutant, ...] = ()  # what is taken for granted of all that it returns
         self.extras_matter = False  # parameters that torch.nn has not change the result
+        self.asked_extras: tuple[str, ...] = ()  # those of which this is known
         self.progress = progress
 
     @property
@@ -236,13 +237,14 @@ class Doctor:
             return diagnosis
         self.progress(BASE.name)
         if self.look(BASE):
-            self.ask_extras()
+            self.ask_extras(BASE)
             for probe in CELL_PROBES if self.subject.is_cell else PROBES:
                 if probe.name != "projection" or self.subject.kind == "LSTM":
                     self.progress(probe.name)
                     self.read(probe)
                     if probe.name != "unbatched" or self.takes_unbatched():
                         self.look(probe)
+                        self.ask_extras(probe)
             if not self.output_alone:
                 self.progress("gradients, memory")
                 self.facts()
@@ -358,44 +360,56 @@ class Doctor:
         usual = plain(self.subject.kind)
         return replace(usual, deviations=(*self.given, *((ONE_BIAS,) if layout.merged else ())))
 
-    def ask_extras(self) -> None:
-        """Find out what parameters do that torch.nn has not."""
+    def ask_extras(self, probe: Probe) -> None:
+        """Find out what parameters do that torch.nn has not, those that no earlier probe had."""
         reader = self.subject.reader
-        _, drawn = self.draw(BASE, 0)
-        if reader is None or not (layout := reader.chosen.get(reader.key(drawn.arguments))) or not layout.extras:
+        _, drawn = self.draw(probe, 0)
+        layout = None if reader is None else reader.chosen.get(reader.key(drawn.arguments))
+        names = () if layout is None else tuple(name for name in layout.extras if name not in self.asked_extras)
+        if self.extras_matter or not names:
             return
-        names = ", ".join(layout.extras)
-
-        def answers(change: Callable[[Draw], Draw], options: dict[str, Any] | None = None) -> set[str]:
-            """Name the results that answer when the extra parameters are moved."""
-            case, drawn = self.draw(replace(BASE, options=options or {}), 0)
-            results = []
-            for fill in (layout.fill, 0.37):
-                reader.choose(drawn.arguments, replace(layout, fill=fill))
-                results.append(_values(self.run(case, change(drawn))))
-            reader.choose(drawn.arguments, layout)
-            return {
-                name for name in results[0] if not torch.equal(results[0][name], results[1].get(name, torch.ones(0)))
-            }
-
-        given, absent = answers(same), answers(same, {"hx": False})
-        evidence = f"moving {names} changes {', '.join(sorted(given | absent))}"
+        self.asked_extras += names
+        given, absent = self.answers(probe), self.answers(replace(probe, options={**probe.options, "hx": False}))
         if not given and not absent:
             return
-        if not given:
-            what, fix = "the initial state is a parameter of its own", "begin with zeros where no hx is given"
-            self.extras_matter = True
-            self.add(Finding(f"{what}: {names}", "", fix, evidence))
-            return
-        what = f"it has parameters that torch.nn has not: {names}"
-        if self.subject.kind == "LSTM" and all(size in reader.peepholes for size in map(reader.size, layout.extras)):
-            still = answers(lambda d: one_step(replace(d, hx=(d.hx[0], 0 * d.hx[1])))) if drawn.hx else set()
-            if not any(name.startswith("c") for name in still):
-                what = f"peephole connections: the gates see the cell through {names}"
-        elif normalises(layout.extras, drawn):
-            what = f"layer normalisation: {names}"
         self.extras_matter = True
-        self.add(Finding(what, "", "leave them out: torch.nn has no such thing", evidence))
+        evidence = f"moving {', '.join(names)} changes {', '.join(sorted(given | absent))}"
+        self.add(self.named_extras(probe, names, bool(given), evidence))
+
+    def answers(self, probe: Probe, change: Callable[[Draw], Draw] = same) -> set[str]:
+        """Name the results that answer when the parameters are moved that torch.nn has not."""
+        case, drawn = self.draw(probe, 0)
+        reader = self.subject.reader
+        assert reader is not None
+        layout = reader.chosen[reader.key(drawn.arguments)]
+        results = []
+        for fill in (layout.fill, 0.37):
+            reader.choose(drawn.arguments, replace(layout, fill=fill))
+            results.append(_values(self.run(case, change(drawn))))
+        reader.choose(drawn.arguments, layout)
+        first, second = results
+        return {name for name in first if not torch.equal(first[name], second.get(name, torch.ones(0)))}
+
+    def named_extras(self, probe: Probe, names: tuple[str, ...], with_hx: bool, evidence: str) -> Finding:
+        """Say what parameters of these names stand for."""
+        reader, listed = self.subject.reader, ", ".join(names)
+        _, drawn = self.draw(probe, 0)
+        assert reader is not None
+        place = "" if probe is BASE else f" in {probe.name}"
+        fix = "leave them out: torch.nn has no such thing"
+        if not with_hx:
+            what = f"the initial state is a parameter of its own{place}: {listed}"
+            return Finding(what, "", "begin with zeros where no hx is given", evidence)
+        if self.subject.kind == "LSTM" and all(reader.size(drawn, name) in reader.peepholes for name in names):
+            still = (
+                self.answers(probe, lambda d: one_step(replace(d, hx=(d.hx[0], 0 * d.hx[1])))) if drawn.hx else set()
+            )
+            if probe.options.get("layers", 1) > 1 or not any(name.startswith("c") for name in still):
+                return Finding(
+                    f"peephole connections{place}: the gates see the cell through {listed}", "", fix, evidence
+                )
+        kind = "layer normalisation" if normalises(names, drawn) else "it has parameters that torch.nn has not"
+        return Finding(f"{kind}{place}: {listed}", "", fix, evidence)
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
         """Return the probe's case and numbers; another `number` draws others."""
@@ -577,7 +591,7 @@ class Doctor:
         reader = self.subject.reader
         layout = None if reader is None else reader.chosen.get(reader.key(self.draw(probe, 0)[1].arguments))
         if layout is not None and probe is BASE and layout.extras:
-            self.ask_extras()
+            self.ask_extras(BASE)
             if self.diagnosis.findings:
                 return False
         if layout is not None and not note and not self.answers_as_read(probe, layout):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..grid.cases import CLASSES
+from ..grid.run import Draw
 from ..mutants.definition import GATES
 from . import maps
 from .maps import WeightMap
@@ -309,9 +310,10 @@ class Reader:
     def options(self) -> dict[str, str]:
         return _options(self.target)
 
-    def size(self, name: str) -> int:
+    def size(self, drawn: Draw, name: str) -> int:
         """Count the numbers of a parameter, at five features and seven units."""
-        return self.construct({"input_size": 5, "hidden_size": 7}).get_parameter(name).numel()
+        arguments = {**drawn.arguments, "input_size": 5, "hidden_size": 7}
+        return self.construct(arguments).get_parameter(name).numel()
 
     peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
 

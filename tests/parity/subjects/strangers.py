@@ -228,6 +228,47 @@ class CopiedStateLSTM(nn.Module):
         return torch.stack(ys), (h[None], c[None])
 
 
+class PeepholeBackLSTM(nn.Module):
+    """Wrong: the cell of the reverse direction has peepholes, the forward one has none."""
+
+    def __init__(self, input_size, hidden_size, bidirectional=False):
+        super().__init__()
+        self.forth = nn.LSTMCell(input_size, hidden_size)
+        self.back = nn.LSTMCell(input_size, hidden_size) if bidirectional else None
+        self.peep = nn.Parameter(torch.randn(3, hidden_size)) if bidirectional else None
+
+    def run(self, cell, x, h, c, peep):
+        ys = []
+        for v in x:
+            i, f, g, o = (v @ cell.weight_ih.T + h @ cell.weight_hh.T + cell.bias_ih + cell.bias_hh).chunk(4, 1)
+            c_in = c if peep is not None else 0 * c
+            a, b, d = (0, 0, 0) if peep is None else peep
+            c = (f + b * c_in).sigmoid() * c + (i + a * c_in).sigmoid() * g.tanh()
+            h = (o + d * c).sigmoid() * c.tanh()
+            ys.append(h)
+        return torch.stack(ys), h, c
+
+    def forward(self, x, hc=None):
+        cells = [self.forth] if self.back is None else [self.forth, self.back]
+        shape = len(cells), x.size(1), self.forth.hidden_size
+        h_0, c_0 = hc or (x.new_zeros(shape), x.new_zeros(shape))
+        ys, h, c = self.run(self.forth, x, h_0[0], c_0[0], None)
+        if self.back is None:
+            return ys, (h[None], c[None])
+        behind, h_back, c_back = self.run(self.back, x.flip(0), h_0[1], c_0[1], self.peep)
+        return torch.cat([ys, behind.flip(0)], -1), (torch.stack([h, h_back]), torch.stack([c, c_back]))
+
+
+class ClampedOutputGRU(nn.GRU):
+    """Wrong: the output is clamped, the state is not."""
+
+    def forward(self, input, hx=None):
+        output, state = super().forward(input, hx)
+        if isinstance(output, torch.Tensor):
+            return output.clamp(-0.4, 0.4), state
+        return output._replace(data=output.data.clamp(-0.4, 0.4)), state
+
+
 class LeavingGRUCell(nn.GRUCell):
     """Unreadable: the process ends in its forward."""
 
@@ -247,5 +288,7 @@ EXPECTED = [
     (SystolicGRU, "GRU", "different", "step before"),
     (OneMaskLSTM, "LSTM", "different", "mask"),
     (CopiedStateLSTM, "LSTM", "different", "c_0"),
+    (PeepholeBackLSTM, "LSTM", "different", "peephole connections in two directions"),
+    (ClampedOutputGRU, "GRU", "different", "the output alone is clamped to 0.4"),
     (LeavingGRUCell, "GRUCell", "unread", ""),
 ]
