@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from ..grid.cases import CLASSES
@@ -286,6 +288,11 @@ class Reader:
         try:
             found = readings(shapes_of(module), shapes_of(reference), self.class_name.removesuffix("Cell"), module)
         except UnreadableError as error:
+            if any(isinstance(child, nn.Embedding) for child in module.modules()):
+                raise IncomparableError(
+                    "an Embedding stands before it: name the recurrent module inside, or a function (input_size, "
+                    "hidden_size) that makes it"
+                ) from None
             raise IncomparableError(f"its parameters could not be read: {error}; {GIVE_A_MAP}") from None
         order = self.style[1] if self.style else ""
         if order:
@@ -362,7 +369,9 @@ class Reader:
         except Exception as error:  # whatever a person's constructor raises
             raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error
         if not isinstance(module, nn.Module):
-            raise IncomparableError(f"{module!r} is no torch.nn.Module")
+            raise IncomparableError(f"it makes a {type(module).__name__}, which is no torch.nn.Module")
+        if without_parametrizations(module):
+            self._say("weights under one of torch's parametrizations are compared as they come out of it")
         for name in self.heads:
             module.set_submodule(name, nn.Identity())
         if isinstance(module, torch.jit.ScriptModule):
@@ -414,6 +423,15 @@ class Reader:
             self.said.append(line)
 
 
+def without_parametrizations(module: nn.Module) -> bool:
+    """Let weights that torch's parametrizations compute be parameters, as they come out; say whether there are any."""
+    found = [(child, name) for child in module.modules() if parametrize.is_parametrized(child)
+             for name in list(child.parametrizations)]  # fmt: skip
+    for child, name in found:
+        parametrize.remove_parametrizations(child, name)
+    return bool(found)
+
+
 class ConstructionError(IncomparableError):
     """The constructor raised."""
 
@@ -429,6 +447,13 @@ def _takes_more(own: dict[str, inspect.Parameter]) -> bool:
 
 
 def shapes_of(module: nn.Module) -> Shapes:
+    """Return the shapes of a module's parameters by name. IncomparableError where one has none yet."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise IncomparableError(
+                f"{name} has no shape before the first call (it is lazy): name a function (input_size, hidden_size) "
+                "that makes a module and calls it once"
+            )
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 

@@ -631,6 +631,11 @@ def forgetting(k: float) -> dict[str, Any]:
     return {"gates": lambda i, f, g, o, c: (i, f + k, g, o)}
 
 
+def clipped_gates(k: float) -> dict[str, Any]:
+    clip = clamped(k)
+    return {"sigmoid": lambda x: torch.sigmoid(clip(x)), "candidate": lambda x: torch.tanh(clip(x))}
+
+
 def constant(k: float) -> Callable[..., Tensor]:
     """Guess k, whatever is seen."""
     return lambda seen, true, example: torch.tensor(k)
@@ -655,6 +660,8 @@ FAMILIES = (
            of_all_shown(torch.div), LEAVE_OUT),
     Family("a constant {k} is added to the output alone, not to the state", LAYERS,
            lambda k: of_output(lambda y: y + k), of_all_shown(torch.sub), LEAVE_OUT),
+    *(Family("what goes into the gates is clipped to {k}", "LGlg", clipped_gates, constant(k), LEAVE_OUT)
+      for k in (1, 2, 3, 5, 8, 10, 15, 20, 30)),
     *(Family("forget gate + {k}", "Ll", forgetting, constant(k), "drop the constant, or subtract it from bias_ih[H:2H]")
       for k in (0.5, 2, 3, 5)),
 )  # fmt: skip
