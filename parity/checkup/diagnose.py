@@ -525,7 +525,7 @@ class Doctor:
                 else None
             )
             if fitted is not None:
-                evidence = f"{probe.name}: reproduced, twice, with the constant read off one step"
+                evidence = f"{probe.name}: the same numbers, twice, with the constant read off one step"
                 self.add(*findings(fitted, self.base, evidence))
                 self.base = fitted
                 return True
@@ -640,7 +640,7 @@ class Doctor:
     def accept(self, found: Search, probe: Probe) -> None:
         """Record what was found, and take it for granted from now on."""
         assert found.best is not None
-        self.add(*found.findings(self.base, f"{probe.name}: ", ", twice"))
+        self.add(*found.findings(self.base, f"{probe.name}: ", " twice"))
         self.base, self.also = found.best, found.also
 
     def add(self, *findings: Finding) -> None:

@@ -7,7 +7,7 @@ offers, each with a verdict. Then the first number that differs, how the error g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..grid import cases as grid
 from ..grid.cases import CLASSES, Case
 from ..grid.compare import Difference, Result, judge
 from ..grid.engine import environment
+from ..grid.run import Draw
 from ..grid.verdict import Verdict
 from . import diagnose as diagnosing
 from . import locate, shrink, subjects
@@ -211,6 +212,17 @@ def _verdict(result: Result) -> Verdict:
     return Verdict.TOLERANCE if tolerable else Verdict.DIFFERENT
 
 
+def failing(checkup: Checkup, doctor: Doctor) -> Iterator[tuple[Case, Draw]]:
+    """Yield problems in which the subject may differ: the probes, then the cases that did, as far as they are exact."""
+    left_out = doctor.diagnosis.left_out
+    yield doctor.draw(BASE, 0)
+    if not doctor.subject.is_cell:
+        yield from (doctor.draw(probe, 0) for probe in diagnosing.PROBES if probe.name not in left_out)
+    for row in checkup.rows:
+        if not row.verdict.passes and row.case.dtype == "float64":
+            yield row.case, shrink.drawn_anew(row.case)
+
+
 def measure(checkup: Checkup, doctor: Doctor) -> None:
     """Locate the first difference, follow the error in time, shrink the first failing problem."""
     diagnosis, offered = doctor.diagnosis, doctor.subject.namespace
@@ -218,10 +230,7 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
     grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed, doctor.reference)
     if grown is not None:
         checkup.growth, checkup.ulps = grown
-    for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.left_out)):
-        if checkup.same or (doctor.subject.is_cell and probe is not BASE):
-            break
-        case, drawn = doctor.draw(probe, 0)
+    for case, drawn in () if checkup.same else failing(checkup, doctor):
         smallest = shrink.shrink(offered, case, drawn, doctor.reference)
         if smallest is not None:
             example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)

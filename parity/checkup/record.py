@@ -81,7 +81,7 @@ class Checkup:
         """Say in one sentence whether the subject is torch.nn's."""
         torchs = f"torch.nn.{self.class_name}"
         if self.outcome == "unread":
-            return f"{self.subject} could not be compared with {torchs}: {self.diagnosis.unread}"
+            return f"{self.headline}: {self.diagnosis.unread}"
         names = self.diagnosis.names
         if self.outcome == "different":
             if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
@@ -94,6 +94,12 @@ class Checkup:
         lacking = f" in what {part}" * bool(part)
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
         return f"{self.subject} is {torchs}{lacking}, {how}"
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict, without the reason where nothing could be compared."""
+        torchs = f"torch.nn.{self.class_name}"
+        return f"{self.subject} could not be compared with {torchs}" if self.outcome == "unread" else self.verdict
 
     @property
     def summary(self) -> str:
@@ -176,8 +182,42 @@ def table(checkup: Checkup) -> str:
     return "\n".join(lines)
 
 
+#: Values of axes in a few words, where the values themselves are none.
+WORDS: dict[tuple[str, Any], str] = {
+    ("bidirectional", False): "one direction",
+    ("bidirectional", True): "two directions",
+    ("batch_first", False): "steps first",
+    ("hx", False): "without hx",
+    ("hx", True): "with hx",
+    ("dropout", "dropout_train"): "dropout in training",
+    ("dropout", "dropout_eval"): "dropout in eval mode",
+    ("form", "packed_unsorted"): "packed, unsorted",
+    ("special", ""): "nothing special",
+    ("special", "empty_batch"): "a batch of none",
+    ("special", "long"): "forty steps",
+    ("special", "wide"): "larger sizes",
+    ("special", "noncontiguous"): "strided input, hx",
+    ("special", "expanded"): "expanded input, hx",
+    ("special", "keywords"): "called by keywords",
+    ("special", "no_grad"): "under no_grad",
+    ("special", "inference"): "under inference_mode",
+    ("special", "frozen_input"): "input wants no grad",
+    ("special", "frozen_weights"): "weights want no grad",
+    ("special", "loss_output"): "loss of output alone",
+    ("special", "loss_h_n"): "loss of h_n alone",
+    ("special", "loss_c_n"): "loss of c_n alone",
+    ("special", "huge"): "huge numbers",
+    ("special", "written_on"): "output written on",
+    ("special", "second_call"): "a second call",
+}
+
+
 def label(axis: str, value: Any) -> str:
     """Return an axis and a value in a few words."""
+    if (axis, value) in WORDS:
+        return WORDS[axis, value]
     if isinstance(value, bool):
         return axis if value else f"no {axis}"
-    return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"
+    if axis == "layers":
+        return f"{value} layer{'s' * (value != 1)}"
+    return str(value).replace("_", " ") or f"no {axis}"

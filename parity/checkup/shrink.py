@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,10 @@ def _literal(tensor: Tensor | None) -> str:
     def nested(shape: tuple[int, ...]) -> Any:
         return [nested(shape[1:]) for _ in range(shape[0])] if shape else next(flat)
 
-    return f"tensor({nested(tuple(tensor.shape))})"
+    numbers = str(nested(tuple(tensor.shape)))
+    for odd in ("nan", "inf"):
+        numbers = re.sub(rf"\b{odd}\b", f"torch.{odd}", numbers)
+    return f"tensor({numbers})"
 
 
 # Replay ---------------------------------------------------------------------------------------------------------------

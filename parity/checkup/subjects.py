@@ -393,12 +393,11 @@ class Reader:
                 [f"{layers} layers"] * (layers > 1) + ["two directions"] * bidirectional + ["a projection"] * projected
             )
             many += [] if bias else ["no bias"]
-            head = f"{', '.join(many)}{', told apart ' * bool(found[0].how)}{found[0].how}: " if many else ""
             if not bias or (layers > 2):
                 continue
-            for line in found[0].lines():
-                yield f"{head}{line}"
-                head = " " * len(head)
+            if many:
+                yield f"{', '.join(many)}{', told apart ' * bool(found[0].how)}{found[0].how}:"
+            yield from ("  " * bool(many) + line for line in found[0].lines())
             if found[0].merged and not many:
                 yield "one bias where torch.nn has b_in and b_hn: it is compared with torch.nn's of b_hn = 0"
             for name in found[0].extras:

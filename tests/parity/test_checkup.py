@@ -6,13 +6,15 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from subjects import correct, gradients, grus, lstms, memory, stacks
+from subjects import correct, gradients, grus, lstms, memory, stacks, strangers
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -191,6 +193,14 @@ def test_the_script_runs_with_torch_alone_and_shows_the_difference(cls):
     theirs, ours = (re.findall(r"-?\d+\.\d*(?:e-?\d+)?", text) for text in printed.getvalue().split("tensor(")[1:])
     assert len(theirs) == len(ours) > 0
     assert max(abs(float(a) - float(b)) for a, b in zip(theirs, ours, strict=True)) > 1e-6
+
+
+def test_numbers_that_overflow_have_a_script_too():
+    result = check(strangers.OverflowingLSTM, raises=False)
+    assert result.smallest.case.special == "huge"
+    assert "torch.nan" in result.script
+    shown = subprocess.run([sys.executable, "-c", result.script], capture_output=True, text=True, check=True).stdout
+    assert "nan" not in shown.splitlines()[0]
 
 
 def test_the_smallest_case_is_small():
