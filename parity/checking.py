@@ -13,7 +13,7 @@ import torch
 
 from .checkup import shrink, subjects
 from .checkup.apart import Line, Progress, apart
-from .checkup.arrays import check_arrays
+from .checkup.arrays import check_arrays, load_arrays
 from .checkup.diagnose import EXACT, Doctor
 from .checkup.examine import check, incomparable
 from .checkup.record import Checkup
@@ -136,16 +136,8 @@ def _checked(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Check what the command line names; return the report and the exit code."""
     try:
         if options.target.endswith(".npz"):
-            import numpy
-
-            with numpy.load(options.target) as arrays:
-                checkup = check_arrays(
-                    dict(arrays),
-                    options.as_ or "LSTM",
-                    batch_first=options.batch_first,
-                    raises=False,
-                    progress=progress,
-                )
+            arrays, kind = load_arrays(options.target), options.as_ or "LSTM"
+            checkup = check_arrays(arrays, kind, batch_first=options.batch_first, raises=False, progress=progress)
         else:
             weight_map = subjects.load(options.map) if options.map else None
             target = subjects.load(options.target)

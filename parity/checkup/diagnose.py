@@ -250,7 +250,7 @@ class Doctor:
                 self.facts()
                 self.gradients()
             diagnosis.variant = self.base
-        else:
+        elif not diagnosis.unread:
             diagnosis.not_run["what comes after one layer"] = "that differs already, and no name was found for it"
         if self.extras_matter and self.subject.reader is not None:
             self.subject.reader.show_extras()

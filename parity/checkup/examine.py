@@ -50,7 +50,7 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
 )
 QUICK_SPECIALS = (
     "",
-    *(name for name in grid.SPECIALS if name not in ("autocast", "inference", "empty_batch", "keywords")),
+    *(name for name in grid.SPECIALS if name not in ("autocast", "keywords")),
 )
 
 
@@ -151,7 +151,7 @@ def noted(subject: Subject) -> list[str]:
     flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
     usual = flat.abs().max() <= 1 / 8 and abs(flat.std() - 1 / 8 / 3**0.5) < 0.002
     lines = [] if usual else ["initial weights are drawn otherwise than torch.nn's, uniform within 1/sqrt(hidden_size)"]
-    return [*lines, "not looked at: what refused calls say, the order of keys"]
+    return [*lines, "not looked at: what refused calls say, the order of keys, autocast, arguments by keyword"]
 
 
 def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu") -> list[Case]:

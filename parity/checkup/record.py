@@ -45,7 +45,8 @@ class Checkup:
     subject: str
     class_name: str
     diagnosis: Diagnosis
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how its parameters, or the arrays, are read
+    of_arrays: bool = False
     rows: list[Row] = field(default_factory=list)
     location: Location | None = None
     growth: Growth | None = None
@@ -106,6 +107,8 @@ class Checkup:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
         if self.rows:
             return f"{len(self.rows)} cases: {counts}"
+        if self.of_arrays:
+            return "the arrays alone, no case of the grid"
         why = list(self.diagnosis.not_run.values())
         return f"no case of the grid was run: {why[-1]}" if why else "no case of the grid was run"
 
@@ -146,7 +149,7 @@ class Checkup:
             lines = [f"{what}: {' '.join(why.split())}" for what, why in self.diagnosis.not_run.items()]
             yield Section("Not run", lines)
         if self.notes:
-            yield Section("Read as", self.notes)
+            yield Section("Array by array" if self.of_arrays else "Read as", self.notes)
         if self.diagnosis.noted:
             yield Section("Beside the verdict", self.diagnosis.noted)
         if self.template:

@@ -121,6 +121,8 @@ def load(path: str) -> Any:
         found = importlib.import_module(module)
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except SystemExit as error:
+        raise ValueError(f"importing {module}: it calls sys.exit({error.code!r})") from None
     except Exception as error:  # whatever importing a person's file raises
         raise ValueError(f"importing {module}: {type(error).__name__}: {error}") from None
     if not hasattr(found, name):
@@ -153,7 +155,7 @@ def adapt(
     if isinstance(target, nn.Module):
         raise IncomparableError(
             f"this is an instance of {type(target).__name__}, of one size; give its class, or a function that makes "
-            "one of any size: lambda input_size, hidden_size: ..."
+            f"one of any size: lambda input_size, hidden_size: {type(target).__name__}(...)"
         )
     if not callable(target):
         raise IncomparableError(f"{target!r} is neither a class nor a function")
@@ -187,9 +189,14 @@ def _is_factory(target: Any) -> bool:
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     try:
-        return dict(inspect.signature(target).parameters)
+        own = dict(inspect.signature(target).parameters)
     except (ValueError, TypeError):
-        return {}
+        own = {}
+    if isinstance(target, functools.partial):  # what it gives to **kwargs is in no signature
+        given = target.keywords.items()
+        kind = inspect.Parameter.KEYWORD_ONLY
+        own |= {name: inspect.Parameter(name, kind, default=value) for name, value in given if name not in own}
+    return own
 
 
 def _options(target: Any) -> dict[str, str]:
@@ -424,8 +431,12 @@ class Reader:
 
 def without_parametrizations(module: nn.Module) -> bool:
     """Let weights that torch's parametrizations compute be parameters, as they come out; say whether there are any."""
-    found = [(child, name) for child in module.modules() if parametrize.is_parametrized(child)
-             for name in list(child.parametrizations)]  # fmt: skip
+    found = [
+        (child, name)
+        for child in module.modules()
+        if isinstance(lists := getattr(child, "parametrizations", None), nn.ModuleDict)
+        for name in lists
+    ]
     for child, name in found:
         parametrize.remove_parametrizations(child, name)
     return bool(found)

@@ -1,5 +1,6 @@
 """Other people's modules: none that is right is accused, and what can't be read is said to be so."""
 
+import functools
 import json
 import os
 import sys
@@ -249,6 +250,15 @@ def test_an_instance_is_refused_and_a_factory_is_taken():
     assert diagnose(lambda i, h: nn.LSTMCell(i, h), "LSTMCell").same
 
 
+def test_a_partial_is_asked_for_what_it_does_by_default():
+    """What it gives to **kwargs stands in no signature."""
+    diagnosis = diagnose(functools.partial(nn.LSTM, num_layers=2), "LSTM")
+    assert diagnosis.same
+    assert "two layers" in diagnosis.passed
+    result = check(functools.partial(nn.GRUCell, bias=False), "GRUCell", raises=False)
+    assert result.verdict.endswith("the interface differs: bias is False where nothing is said")
+
+
 def test_more_arguments_are_asked_for_and_given():
     class Wordy(nn.GRUCell):
         def __init__(self, vocab_size, input_size, hidden_size):
@@ -319,11 +329,15 @@ def test_sys_exit_in_a_forward_is_no_success(capsys, tmp_path):
         (["torch.nn:LSTM", "--json", "no/folder/x.json"], "there is no folder"),
         (["torch.nn:LSTM", "--init", "a b"], "expected NAME=VALUE"),
         ([__file__], "expected"),
+        (["{folder}/leaves.py:LSTM"], "importing leaves: it calls sys.exit(0)"),
+        (["{folder}/open.py:LSTM"], "open.py, line 1: '(' was never closed"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments, said, capsys):
+def test_wrong_usage_is_one_line(arguments, said, capsys, tmp_path):
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "open.py").write_text("class LSTM(\n")
     with pytest.raises(SystemExit) as stopped:
-        main(["check", *arguments])
+        main(["check", *(text.replace("{folder}", str(tmp_path)) for text in arguments)])
     assert stopped.value.code == 2
     last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("checking")]
     assert len(last) == 1
@@ -390,6 +404,16 @@ def arrays():
 def test_wrong_arrays_get_a_sentence(change, said):
     with pytest.raises(ValueError, match=said):
         check_arrays(change(arrays()))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
+def test_a_file_that_has_no_arrays_gets_a_sentence(content, tmp_path, capsys):
+    file = tmp_path / "numbers.npz"
+    file.write_bytes(content)
+    for name, said in ((file, "as numpy.savez writes it"), (tmp_path / "none.npz", "there is no such file")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", str(name)])
+        assert said in capsys.readouterr().err
 
 
 def test_arrays_say_which_of_them_differs_first():
