@@ -14,8 +14,9 @@ import torch
 from .checkup import shrink, subjects
 from .checkup.apart import Line, Progress, apart
 from .checkup.arrays import check_arrays, load_arrays
-from .checkup.diagnose import EXACT, Doctor
+from .checkup.diagnose import Doctor
 from .checkup.examine import check, incomparable
+from .checkup.probes import EXACT
 from .checkup.record import Checkup
 from .grid import run
 from .grid.cases import Case

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..mutants.definition import GATES, Example, Input
 from ..mutants.variants import plain
-from .diagnose import Diagnosis, Unexplained
+from .diagnosis import Diagnosis, Unexplained
 from .record import Checkup
 from .search import Search, distance, search, tolerance
 from .subjects import Subject, known_name
@@ -144,8 +144,7 @@ def _first_difference(
         at = places[0].tolist()
         own = [at[1], at[0], at[2]] if in_time else at
         first = "step" if name == "output" else "slot"
-        axes = (first, "unit") if example.is_unbatched else (first, "row", "unit")
-        axes = axes[-len(at) :]
+        axes = ((first, "unit") if example.is_unbatched else (first, "row", "unit"))[-len(at) :]
         place = ", ".join(f"{axis} {index}" for axis, index in zip(axes, at, strict=True))
         numbers = f"{tensor[tuple(own)]:.6g} where torch.nn has {other[tuple(own)]:.6g}"
         lines.append(f"{name} differs first at {place}: {numbers}")

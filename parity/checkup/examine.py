@@ -19,11 +19,12 @@ from ..grid.compare import Difference, Result, judge
 from ..grid.engine import environment
 from ..grid.run import Draw
 from ..grid.verdict import Verdict
-from . import diagnose as diagnosing
 from . import locate, shrink, subjects
-from .diagnose import BASE, Diagnosis, Doctor
+from .diagnose import Doctor
+from .diagnosis import Diagnosis
 from .habits import habits
 from .maps import WeightMap
+from .probes import BASE, PROBES, example_of
 from .record import Checkup, Row
 from .search import Finding
 from .subjects import Subject
@@ -217,7 +218,7 @@ def failing(checkup: Checkup, doctor: Doctor) -> Iterator[tuple[Case, Draw]]:
     left_out = doctor.diagnosis.left_out
     yield doctor.draw(BASE, 0)
     if not doctor.subject.is_cell:
-        yield from (doctor.draw(probe, 0) for probe in diagnosing.PROBES if probe.name not in left_out)
+        yield from (doctor.draw(probe, 0) for probe in PROBES if probe.name not in left_out)
     for row in checkup.rows:
         if not row.verdict.passes and row.case.dtype == "float64":
             yield row.case, shrink.drawn_anew(row.case)
@@ -233,7 +234,7 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
     for case, drawn in () if checkup.same else failing(checkup, doctor):
         smallest = shrink.shrink(offered, case, drawn, doctor.reference)
         if smallest is not None:
-            example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)
+            example, seen = example_of(case, drawn), doctor.run(case, drawn)
             checkup.location = locate.first_difference(case, example, seen, diagnosis.variant, 1e-9)
             checkup.smallest, checkup.script = smallest, shrink.script(smallest, checkup.subject)
             return

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Sizes, build, draw, observe
-from .diagnose import BASE, EXACT, Doctor, Probe, example_of
+from .diagnose import Doctor
+from .probes import BASE, EXACT, Probe, example_of
 from .search import Finding
 from .subjects import MappedSubject
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..grid.cases import Case
 from ..grid.engine import environment
 from ..grid.verdict import Verdict
-from .diagnose import Diagnosis
+from .diagnosis import Diagnosis
 from .locate import Growth, Location
 from .shrink import Smallest
 

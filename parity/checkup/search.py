@@ -59,7 +59,7 @@ class Search:
         assert self.best is not None
         other = f"the next best explanation is off by {self.runner_up:.1e}"
         other = "nothing else explains it" if self.runner_up == math.inf else other
-        told = f"torch.nn's equations with this change give the same numbers{also}, to {self.distance:.0e}"
+        told = f"torch.nn's equations with this changed give the same numbers{also}, to {self.distance:.0e}"
         return findings(self.best, base, f"{place}{told}; {other}")
 
 

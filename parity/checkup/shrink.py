@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Observations, Sizes, draw, observe
-from .diagnose import ALL, EXACT
+from .probes import ALL, EXACT
 
 SIMPLER: tuple[dict[str, Any], ...] = (
     {"special": ""}, {"dropout": ""}, {"layers": 1}, {"bidirectional": False}, {"batch_first": False},

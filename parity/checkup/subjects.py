@@ -484,6 +484,11 @@ class Adapted(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
 
 
+def version(tensor: Tensor) -> int:
+    """Count how often a tensor was written to; under inference_mode nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class MappedSubject(Adapted):
     """The subject's own module behind torch.nn's parameters."""
 
@@ -505,9 +510,9 @@ class MappedSubject(Adapted):
         (inner,) = self.hidden
         weights = self.weight_map(dict(self.named_parameters())) | self.filled
         inner.train(self.training)
-        before = {name: weight._version for name, weight in weights.items()}
+        before = {name: version(weight) for name, weight in weights.items()}
         result = torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
-        self.written = [name for name, weight in weights.items() if weight._version != before[name]]
+        self.written = [name for name, weight in weights.items() if version(weight) != before[name]]
         return result
 
 

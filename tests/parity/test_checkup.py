@@ -23,8 +23,9 @@ from parity import testing
 from parity.__main__ import main
 from parity.checkup import locate, shrink
 from parity.checkup.arrays import check_arrays
-from parity.checkup.diagnose import BASE, Doctor, Probe
+from parity.checkup.diagnose import Doctor
 from parity.checkup.examine import check
+from parity.checkup.probes import BASE, Probe
 from parity.checkup.subjects import adapt
 from parity.grid.run import Sizes
 from parity.grid.verdict import Verdict
