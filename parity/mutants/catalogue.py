@@ -110,8 +110,12 @@ def fixed(function: Callable[[Tensor], Tensor]) -> Callable[..., Callable[[Tenso
 
 
 def of_output(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Change what is returned as the output, and no state."""
-    return {"result": lambda results, example: {**results, "output": change(results["output"])}}
+    """Change what is returned as the output, and no state; a cell returns none."""
+
+    def changed(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
+        return {name: change(tensor) if name == "output" else tensor for name, tensor in results.items()}
+
+    return {"result": changed}
 
 
 def through_float32(x: Tensor) -> Tensor:
