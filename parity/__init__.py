@@ -7,7 +7,7 @@
     checkup   anybody's class, function or numbers: read, diagnosed, located, shrunk to the smallest case
     bench     what PyTorch can do with a subject (matrix), and how fast it is (speed)
     report    what was found, for a terminal, a program, a pull request, a browser; what changed between two runs
-    checking  the command lines `check` and `replay`
+    checking  the command lines `check` and `replay`; `comparing` that of everything
     testing   a base class for tests of one's own
 
 Each of these folders imports only from those above it. The subject is a module name; nothing here imports the package

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 
 from .checkup import shrink, subjects
 from .checkup.apart import Line, Progress, apart
-from .checkup.arrays import check_arrays
-from .checkup.diagnose import EXACT, Doctor
+from .checkup.arrays import check_arrays, load_arrays
+from .checkup.diagnose import Doctor
 from .checkup.examine import check, incomparable
+from .checkup.probes import EXACT
 from .checkup.record import Checkup
 from .grid import run
+from .grid.cases import Case
+from .grid.run import Draw
 from .grid.subject import add_device
 from .report import pages
 
@@ -25,6 +29,7 @@ examples:
   python -m parity check mypackage.rnn:MyLSTM
   python -m parity check model.py:Decoder --as GRUCell --html report.html
   python -m parity check model.py:Encoder --as LSTM --init "vocab_size=100, pad=0"
+  python -m parity check model.py:MyLSTM --write-map maps.py    then fill it in, and
   python -m parity check model.py:MyLSTM --map maps.py:weights
   python -m parity check numbers.npz --as LSTM      weights, input, output, h_n, c_n under torch.nn's names
   python -m parity replay smallest.json
@@ -45,11 +50,14 @@ def main(argv: list[str]) -> int:
         "--map", metavar="FILE.py:NAME", help="a function from torch.nn's weights by name to the module's, where the "
         "report says that its parameters could not be read",
     )  # fmt: skip
+    parser.add_argument(
+        "--write-map", type=Path, metavar="FILE.py", help="write such a function, to be filled in, and stop"
+    )
     parser.add_argument("--grid", choices=("quick", "full"), default="quick", help="full: every case that it offers")
     parser.add_argument("--seed", type=int, default=0, help="draws other numbers")
     add_device(parser)
     parser.add_argument("--batch-first", action="store_true", help="the arrays of a .npz file are batch first")
-    parser.add_argument("--time-limit", type=float, default=45, metavar="SECONDS", help="for one step; default: 45")
+    _add_time_limit(parser)
     for name, what in (
         ("json", "data"),
         ("junit", "XML"),
@@ -62,15 +70,18 @@ def main(argv: list[str]) -> int:
     try:
         options.as_ = subjects.known_name(options.as_) if options.as_ else None
         options.init = _arguments(options.init or "")
-        for name in (*pages.RENDERERS, "replay"):
+        if options.write_map and options.write_map.exists():
+            raise ValueError(f"--write-map {options.write_map}: it is there already")
+        for name in (*pages.RENDERERS, "replay", "write_map"):
             file = getattr(options, name)
             if file and not file.absolute().parent.is_dir():
-                raise ValueError(f"--{name} {file}: there is no folder {file.parent}")
+                raise ValueError(f"--{name.replace('_', '-')} {file}: there is no folder {file.parent}")
     except ValueError as error:
         return _refuse(parser, str(error))
     line = Line(options.target)
     line("starting")
-    result = apart(lambda progress: _checked(options, parser, progress), options.time_limit, line)
+    work = _map_written if options.write_map else _checked
+    result = apart(lambda progress: work(options, progress), options.time_limit, line)
     if "ended" in result:
         checkup = incomparable(options.target, options.as_, result["ended"])
         result = _rendered(checkup, options)
@@ -79,6 +90,10 @@ def main(argv: list[str]) -> int:
         return _refuse(parser, result["usage"])
     print(result["text"])
     return int(result["exit"])
+
+
+def _add_time_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--time-limit", type=float, default=45, metavar="SECONDS", help="for one step; default: 45")
 
 
 def _refuse(parser: argparse.ArgumentParser, text: str) -> int:
@@ -94,20 +109,36 @@ def _arguments(text: str) -> dict[str, Any]:
         raise ValueError(f"--init {text!r}: expected NAME=VALUE, NAME=VALUE, with numbers, texts, lists") from None
 
 
-def _checked(options: argparse.Namespace, parser: argparse.ArgumentParser, progress: Progress) -> dict[str, Any]:
+def _map_written(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Write a weight map for this module to a file, to be filled in."""
+    progress("asking for its parameters")
+    try:
+        reader = subjects.adapt(subjects.load(options.target), options.as_, init=options.init).reader
+        if reader is None:
+            return {"usage": f"{options.target}: a function of input, state and weights needs no weight map"}
+        options.write_map.write_text(reader.template())
+    except (*REFUSALS, subjects.IncomparableError) as error:
+        return {"usage": _said(error)}
+    again = f"python -m parity check {options.target} --map {options.write_map}:weights"
+    return {"text": f"{options.write_map}: fill in what each ... is made of. Then: {again}", "exit": 0}
+
+
+#: What a wrong command line and a file that can't be imported raise.
+REFUSALS = (ImportError, AttributeError, ValueError, OSError, RuntimeError, AssertionError, SystemExit)
+
+
+def _said(error: BaseException) -> str:
+    """Say it without the name of the exception where it was raised for people to read."""
+    told = isinstance(error, (ValueError, OSError, subjects.IncomparableError))
+    return str(error) if told else "".join(traceback.format_exception_only(error)).strip()
+
+
+def _checked(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Check what the command line names; return the report and the exit code."""
     try:
         if options.target.endswith(".npz"):
-            import numpy
-
-            with numpy.load(options.target) as arrays:
-                checkup = check_arrays(
-                    dict(arrays),
-                    options.as_ or "LSTM",
-                    batch_first=options.batch_first,
-                    raises=False,
-                    progress=progress,
-                )
+            arrays, kind = load_arrays(options.target), options.as_ or "LSTM"
+            checkup = check_arrays(arrays, kind, batch_first=options.batch_first, raises=False, progress=progress)
         else:
             weight_map = subjects.load(options.map) if options.map else None
             target = subjects.load(options.target)
@@ -116,9 +147,8 @@ def _checked(options: argparse.Namespace, parser: argparse.ArgumentParser, progr
                 target, options.as_, weight_map=weight_map, grid=options.grid, seed=options.seed, raises=False,
                 device=options.device, init=options.init, progress=progress,
             )  # fmt: skip
-    except (ImportError, AttributeError, ValueError, OSError, RuntimeError, AssertionError, SystemExit) as error:
-        known = isinstance(error, (ValueError, OSError))
-        return {"usage": str(error) if known else "".join(traceback.format_exception_only(error)).strip()}
+    except REFUSALS as error:
+        return {"usage": _said(error)}
     return _rendered(checkup, options)
 
 
@@ -128,24 +158,44 @@ def _rendered(checkup: Checkup, options: argparse.Namespace) -> dict[str, Any]:
         if file := getattr(options, name):
             file.write_text(render(checkup))
     if options.replay and checkup.smallest:
-        shrink.save(checkup.smallest, subjects.anywhere(options.target), checkup.class_name, options.replay)
+        made = {"target": options.target, "as": checkup.class_name, "init": options.init, "map": options.map}
+        shrink.save(checkup.smallest, {**made, "folder": str(Path.cwd())}, options.replay)
     return {"text": str(checkup), "exit": checkup.exit_code}
 
 
 def replay(argv: list[str]) -> int:
-    """Run a saved case again: `python -m parity replay`. Exit code 0 if it no longer differs."""
+    """Run `python -m parity replay`. Exit code 0: it no longer differs. 1: it does. 2: it could not be run."""
     parser = argparse.ArgumentParser(prog="python -m parity replay", description="Run a failing case again.")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="what check --replay FILE has written")
+    _add_time_limit(parser)
     options = parser.parse_args(argv)
-    data, case, drawn = shrink.restore(options.file)
-    subject = subjects.adapt(data["target"], data["as"])
-    doctor = Doctor(subject)
-    doctor.diagnose_readings(case)
+    try:
+        data, case, drawn = shrink.restore(options.file)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return _refuse(parser, f"{options.file} is no case that check --replay has written: {error}")
+    line = Line(data["target"])
+    line("starting")
+    result = apart(lambda progress: _replayed(data, case, drawn), options.time_limit, line)
+    line.end()
+    print(result.get("text") or f"{data['target']} could not be run: {result.get('ended') or result['usage']}")
+    return int(result.get("exit", 2))
+
+
+def _replayed(data: dict[str, Any], case: Case, drawn: Draw) -> dict[str, Any]:
+    """Run the saved case on both sides, in the folder where it was saved; return what is said and the exit code."""
+    if os.path.isdir(data.get("folder", "")):
+        os.chdir(data["folder"])
+    try:
+        weight_map = subjects.load(data["map"]) if data.get("map") else None
+        doctor = Doctor(subjects.adapt(data["target"], data["as"], weight_map, data.get("init")))
+        doctor.diagnose_readings(case)
+    except (*REFUSALS, subjects.IncomparableError) as error:
+        return {"usage": _said(error)}
     ours, theirs = (run.observe(n, case, drawn, EXACT) for n in (doctor.subject.namespace, torch.nn))
     name = shrink.differing(ours, theirs)
-    if not name:
-        print(f"{data['target']}: no difference any more in {case.name}")
-        return 0
-    print(f"{data['target']} differs in {name}, {case.name}\n  torch.nn: {theirs.tensors[name]}")
-    print(f"  subject:  {ours.tensors.get(name, ours.error)}")
-    return 1
+    if name:
+        text = f"{data['target']} differs in {name}, {case.name}\n  torch.nn: {theirs.tensors[name]}"
+        return {"text": f"{text}\n  subject:  {ours.tensors.get(name, ours.error)}", "exit": 1}
+    if not ours.tensors:
+        return {"usage": f"it raises {ours.error}"}
+    return {"text": f"{data['target']}: no difference any more in {case.name}", "exit": 0}

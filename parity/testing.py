@@ -10,8 +10,8 @@ import inspect
 from typing import Any
 
 from .checkup.examine import check
+from .checkup.maps import WeightMap
 from .checkup.record import Checkup
-from .checkup.subjects import WeightMap
 
 
 class ParityTests:

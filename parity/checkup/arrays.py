@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..mutants.definition import GATES, Example, Input
 from ..mutants.variants import plain
-from .diagnose import Diagnosis, Unexplained
+from .diagnosis import Diagnosis, Unexplained
 from .record import Checkup
 from .search import Search, distance, search, tolerance
 from .subjects import Subject, known_name
@@ -45,7 +46,9 @@ def check_arrays(
     _validate(tensors, kind, batch_first)
     eps = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
     example, seen = _problem(tensors, kind, batch_first, nonlinearity)
-    checkup = Checkup("the arrays' module", kind, Diagnosis(Subject("the arrays", kind, torch.nn.Identity)))
+    checkup = Checkup(
+        "the arrays' module", kind, Diagnosis(Subject("the arrays", kind, torch.nn.Identity)), of_arrays=True
+    )
     _explain(checkup.diagnosis, _search(example, seen, eps, progress))
     expected = plain(example.kind).run(example)
     worst = distance(expected, seen).item()
@@ -56,6 +59,19 @@ def check_arrays(
     if raises and not checkup.same:
         raise AssertionError(f"\n{checkup}")
     return checkup
+
+
+def load_arrays(file: str) -> dict[str, Any]:
+    """Read what numpy.savez has written. ValueError, in a sentence, where it is something else."""
+    import numpy
+
+    try:
+        with numpy.load(file) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such file") from None
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile):
+        raise ValueError(f"{file} is no file of numbers as numpy.savez writes it, by name") from None
 
 
 def _tensor(name: str, array: Any) -> Tensor:
@@ -127,9 +143,11 @@ def _first_difference(
             continue
         at = places[0].tolist()
         own = [at[1], at[0], at[2]] if in_time else at
-        what = "step" if name == "output" else "slot" if len(at) == 3 else "row"
+        first = "step" if name == "output" else "slot"
+        axes = ((first, "unit") if example.is_unbatched else (first, "row", "unit"))[-len(at) :]
+        place = ", ".join(f"{axis} {index}" for axis, index in zip(axes, at, strict=True))
         numbers = f"{tensor[tuple(own)]:.6g} where torch.nn has {other[tuple(own)]:.6g}"
-        lines.append(f"{name} differs first at {what} {at[0]}, then {at[1:]}: {numbers}")
+        lines.append(f"{name} differs first at {place}: {numbers}")
     return lines
 
 

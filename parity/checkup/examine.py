@@ -7,7 +7,7 @@ offers, each with a verdict. Then the first number that differs, how the error g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +17,17 @@ from ..grid import cases as grid
 from ..grid.cases import CLASSES, Case
 from ..grid.compare import Difference, Result, judge
 from ..grid.engine import environment
+from ..grid.run import Draw
 from ..grid.verdict import Verdict
-from . import diagnose as diagnosing
 from . import locate, shrink, subjects
-from .diagnose import BASE, Diagnosis, Doctor
+from .diagnose import Doctor
+from .diagnosis import Diagnosis
 from .habits import habits
+from .maps import WeightMap
+from .probes import BASE, PROBES, example_of
 from .record import Checkup, Row
 from .search import Finding
-from .subjects import Subject, WeightMap
+from .subjects import Subject
 
 #: What torch.testing.assert_close allows, relative to the largest number.
 TOLERANCES = {"float64": 1e-7, "float32": 1.3e-6, "bfloat16": 1.6e-2, "float16": 1e-3}
@@ -48,7 +51,7 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
 )
 QUICK_SPECIALS = (
     "",
-    *(name for name in grid.SPECIALS if name not in ("autocast", "inference", "empty_batch", "keywords")),
+    *(name for name in grid.SPECIALS if name not in ("autocast", "keywords")),
 )
 
 
@@ -120,7 +123,7 @@ def examine(
         for finding in habits(doctor):
             doctor.add(finding)
     if doctor.output_alone:
-        diagnosis.not_offered["gradients and the grid"] = "looked at where the states are returned as well"
+        diagnosis.not_run["gradients, and the cases of the grid"] = "the output is returned alone"
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu", device)
@@ -149,16 +152,16 @@ def noted(subject: Subject) -> list[str]:
     flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
     usual = flat.abs().max() <= 1 / 8 and abs(flat.std() - 1 / 8 / 3**0.5) < 0.002
     lines = [] if usual else ["initial weights are drawn otherwise than torch.nn's, uniform within 1/sqrt(hidden_size)"]
-    return [*lines, "not looked at: what refused calls say, the order of keys"]
+    return [*lines, "not looked at: what refused calls say, the order of keys, autocast, arguments by keyword"]
 
 
 def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu") -> list[Case]:
     """Choose the cases that the subject offers: all of them, or a subset that covers all pairs of options."""
-    lacking = [applies for name, applies in FEATURES if name in diagnosis.not_offered]
+    lacking = [applies for name, applies in FEATURES if name in diagnosis.left_out]
     every = (case for case in grid.grid(device, ragged=False) if case.class_name == subject.class_name)
-    if "two layers" in diagnosis.not_offered:  # special circumstances are of two layers in the grid
+    if "two layers" in diagnosis.left_out:  # special circumstances are of two layers in the grid
         every = (replace(case, layers=1) if case.special else case for case in every)
-    if "bias" in diagnosis.not_offered:
+    if "bias" in diagnosis.left_out:
         every = (replace(case, bias=False) if case.special else case for case in every)
     offered = [case for case in dict.fromkeys(every) if not any(applies(case) for applies in lacking)]
     if size == "full":
@@ -210,6 +213,17 @@ def _verdict(result: Result) -> Verdict:
     return Verdict.TOLERANCE if tolerable else Verdict.DIFFERENT
 
 
+def failing(checkup: Checkup, doctor: Doctor) -> Iterator[tuple[Case, Draw]]:
+    """Yield problems in which the subject may differ: the probes, then the cases that did, as far as they are exact."""
+    left_out = doctor.diagnosis.left_out
+    yield doctor.draw(BASE, 0)
+    if not doctor.subject.is_cell:
+        yield from (doctor.draw(probe, 0) for probe in PROBES if probe.name not in left_out)
+    for row in checkup.rows:
+        if not row.verdict.passes and row.case.dtype == "float64":
+            yield row.case, shrink.drawn_anew(row.case)
+
+
 def measure(checkup: Checkup, doctor: Doctor) -> None:
     """Locate the first difference, follow the error in time, shrink the first failing problem."""
     diagnosis, offered = doctor.diagnosis, doctor.subject.namespace
@@ -217,13 +231,10 @@ def measure(checkup: Checkup, doctor: Doctor) -> None:
     grown = None if base_case.is_cell else locate.growth(offered, base_case, doctor.seed, doctor.reference)
     if grown is not None:
         checkup.growth, checkup.ulps = grown
-    for probe in (BASE, *(probe for probe in diagnosing.PROBES if probe.name not in diagnosis.not_offered)):
-        if checkup.same or (doctor.subject.is_cell and probe is not BASE):
-            break
-        case, drawn = doctor.draw(probe, 0)
+    for case, drawn in () if checkup.same else failing(checkup, doctor):
         smallest = shrink.shrink(offered, case, drawn, doctor.reference)
         if smallest is not None:
-            example, seen = diagnosing.example_of(case, drawn), doctor.run(case, drawn)
+            example, seen = example_of(case, drawn), doctor.run(case, drawn)
             checkup.location = locate.first_difference(case, example, seen, diagnosis.variant, 1e-9)
             checkup.smallest, checkup.script = smallest, shrink.script(smallest, checkup.subject)
             return

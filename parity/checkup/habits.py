@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Sizes, build, draw, observe
-from .diagnose import BASE, EXACT, Doctor, Probe, example_of
+from .diagnose import Doctor
+from .probes import BASE, EXACT, Probe, example_of
 from .search import Finding
 from .subjects import MappedSubject
 
@@ -28,7 +29,7 @@ TRUE = 1e-7  # of the largest number: more than rounding does to any of these
 
 def habits(doctor: Doctor) -> Iterator[Finding]:
     """Look at everything, as long as the subject returns its states."""
-    everything = (shared, stale, overwritten, sizes, rows, layouts, dtypes, reach, masks)
+    everything = (shared, stale, overwritten, large, sizes, rows, layouts, dtypes, reach, masks)
     for look in (shared,) if doctor.extras_matter else everything:
         doctor.progress(look.__name__)
         with contextlib.suppress(Exception):  # whatever a subject raises here is said where it is asked for
@@ -40,6 +41,12 @@ def habits(doctor: Doctor) -> Iterator[Finding]:
 
 def made(doctor: Doctor, case: Case, drawn: Draw, training: bool = True) -> nn.Module:
     return build(doctor.subject.namespace, case, drawn, EXACT).train(training)
+
+
+def seeded(module: nn.Module, seed: int) -> nn.Module:
+    """Seed torch, then return the module."""
+    torch.manual_seed(seed)
+    return module
 
 
 def called(module: nn.Module, drawn: Draw, input: Tensor | None = None) -> list[Tensor]:
@@ -148,6 +155,25 @@ def shared(doctor: Doctor) -> Iterator[Finding]:
 # Other sizes, other numbers -------------------------------------------------------------------------------------------
 
 
+def large(doctor: Doctor) -> Iterator[Finding]:
+    """Take large inputs, then large weights, with which gates are shut and open to the last bit, and gradients."""
+    case, drawn = doctor.draw(BASE, 0)
+    if wrong(doctor, case, drawn):
+        return
+    for scale, which in itertools.product((1e2, 1e3, 1e4, 1e10), ("input", "weights")):
+        weights = {name: scale * weight for name, weight in drawn.weights.items()}
+        more = replace(drawn, input=scale * drawn.input) if which == "input" else replace(drawn, weights=weights)
+        if name := wrong(doctor, case, more):
+            seen = observe(doctor.subject.namespace, case, more, EXACT).tensors.get(name)
+            lost = seen is not None and not bool(seen.isfinite().all())
+            yield Finding(
+                "large numbers become NaN or infinite" if lost else "wrong for large numbers", "",
+                "use torch.sigmoid, torch.tanh and their derivatives: they don't overflow, whatever they are given",
+                f"{name} {'is not finite' if lost else 'differs'} where the {which} is {scale:g} times as large",
+            )  # fmt: skip
+            return
+
+
 def sizes(doctor: Doctor) -> Iterator[Finding]:
     """Take large sizes: a kernel may be for small ones."""
     case, _ = doctor.draw(BASE, 0)
@@ -175,17 +201,21 @@ def sizes(doctor: Doctor) -> Iterator[Finding]:
 
 
 def rows(doctor: Doctor) -> Iterator[Finding]:
-    """Put a NaN or an infinity into one row: the others must not notice."""
+    """Put a NaN or an infinity into one row: the others must not notice, and it must show there as in torch.nn."""
     case, drawn = doctor.draw(BASE, 0)
-    if drawn.input.size(-2) < 2:
-        return
-    for value in (math.nan, math.inf):
+    for value, name in ((math.nan, "a NaN"), (math.inf, "an infinity")):
         input = drawn.input.clone()
-        input[..., 0, :] = value
+        input[..., 0, 0] = value
+        odd = replace(bare(drawn), input=input)
         with torch.no_grad():
-            usual, odd = called(made(doctor, case, drawn), drawn), called(made(doctor, case, drawn), drawn, input)
-        if far([leaf[..., 1:, :] for leaf in usual], [leaf[..., 1:, :] for leaf in odd]):
-            yield Finding(f"{value} in one row of the batch spreads to others", "", "keep rows apart", "one layer")
+            usual, spoiled = called(made(doctor, case, drawn), drawn), called(made(doctor, case, drawn), odd)
+        if far([leaf[..., 1:, :] for leaf in usual], [leaf[..., 1:, :] for leaf in spoiled]):
+            yield Finding(f"{name} in one row of the batch spreads to others", "", "keep rows apart", "one layer")
+            return
+        finite = replace(bare(drawn), input=1e10 * drawn.input)
+        if not wrong(doctor, case, finite) and (differing := wrong(doctor, case, odd)):
+            fix = "compute with the numbers that are given: torch.nn hides none"
+            yield Finding(f"{name} in the input has another effect than in torch.nn", "", fix, f"{differing} differs")
             return
 
 
@@ -293,7 +323,11 @@ def masks(doctor: Doctor) -> Iterator[Finding]:
     drawn = memoryless(doctor, case, replace(drawn, arguments={**drawn.arguments, "dropout": p}))
     module = made(doctor, case, drawn)
     with torch.no_grad():
-        shown = called(module, drawn)[0]
+        shown, again = (called(seeded(module, 1), drawn)[0] for _ in range(2))
+        if far([shown], [again]):
+            fix = "draw with torch's generator: F.dropout, torch.rand"
+            yield Finding("dropout doesn't follow torch's seed", "", fix, "two results under torch.manual_seed(1)")
+            return
         constant = called(module.eval(), drawn)[0]
     squashed = (lambda y: torch.atanh(torch.atanh(y))) if doctor.subject.kind == "LSTM" else torch.atanh
     kept: Tensor = squashed(shown) / squashed(constant)

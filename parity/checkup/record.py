@@ -10,11 +10,13 @@ from typing import Any
 from ..grid.cases import Case
 from ..grid.engine import environment
 from ..grid.verdict import Verdict
-from .diagnose import Diagnosis
+from .diagnosis import Diagnosis
 from .locate import Growth, Location
 from .shrink import Smallest
 
 AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
+
+OUTCOMES = ("same", "different", "unread")  # by exit code
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Checkup:
     subject: str
     class_name: str
     diagnosis: Diagnosis
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how its parameters, or the arrays, are read
+    of_arrays: bool = False
     rows: list[Row] = field(default_factory=list)
     location: Location | None = None
     growth: Growth | None = None
@@ -72,14 +75,14 @@ class Checkup:
 
     @property
     def exit_code(self) -> int:
-        return ("same", "different", "unread").index(self.outcome)
+        return OUTCOMES.index(self.outcome)
 
     @property
     def verdict(self) -> str:
         """Say in one sentence whether the subject is torch.nn's."""
         torchs = f"torch.nn.{self.class_name}"
         if self.outcome == "unread":
-            return f"{self.subject} could not be compared with {torchs}: {self.diagnosis.unread}"
+            return f"{self.headline}: {self.diagnosis.unread}"
         names = self.diagnosis.names
         if self.outcome == "different":
             if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
@@ -88,17 +91,26 @@ class Checkup:
         worst = max(
             (row.verdict for row in self.rows if row.verdict is not Verdict.NOT_OFFERED), default=Verdict.ROUNDING
         )
-        lacking = " in what it offers" if self.diagnosis.not_offered else ""
+        part = "could be compared" if self.diagnosis.not_run else "it offers" if self.diagnosis.not_offered else ""
+        lacking = f" in what {part}" * bool(part)
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
         return f"{self.subject} is {torchs}{lacking}, {how}"
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict, without the reason where nothing could be compared."""
+        torchs = f"torch.nn.{self.class_name}"
+        return f"{self.subject} could not be compared with {torchs}" if self.outcome == "unread" else self.verdict
 
     @property
     def summary(self) -> str:
         counts = ", ".join(f"{count} {verdict.label}" for verdict, count in sorted(self.counts.items()))
         if self.rows:
             return f"{len(self.rows)} cases: {counts}"
-        alone = "gradients and the grid" in self.diagnosis.not_offered
-        return "no case was run" + ": the output is returned alone" * alone
+        if self.of_arrays:
+            return "the arrays alone, no case of the grid"
+        why = list(self.diagnosis.not_run.values())
+        return f"no case of the grid was run: {why[-1]}" if why else "no case of the grid was run"
 
     @property
     def footer(self) -> str:
@@ -133,13 +145,16 @@ class Checkup:
             yield Section(f"Over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
+        if self.diagnosis.not_run:
+            lines = [f"{what}: {' '.join(why.split())}" for what, why in self.diagnosis.not_run.items()]
+            yield Section("Not run", lines)
         if self.notes:
-            yield Section("Read as", self.notes)
+            yield Section("Array by array" if self.of_arrays else "Read as", self.notes)
         if self.diagnosis.noted:
             yield Section("Beside the verdict", self.diagnosis.noted)
         if self.template:
             yield Section(
-                "A weight map to fill in, for --map FILE.py:weights", self.template.splitlines(), is_code=True
+                "A weight map to fill in (--write-map FILE.py writes it)", self.template.splitlines(), is_code=True
             )
         if self.script:
             yield Section("The smallest case, with torch alone", self.script.splitlines(), is_code=True)
@@ -170,8 +185,42 @@ def table(checkup: Checkup) -> str:
     return "\n".join(lines)
 
 
+#: Values of axes in a few words, where the values themselves are none.
+WORDS: dict[tuple[str, Any], str] = {
+    ("bidirectional", False): "one direction",
+    ("bidirectional", True): "two directions",
+    ("batch_first", False): "steps first",
+    ("hx", False): "without hx",
+    ("hx", True): "with hx",
+    ("dropout", "dropout_train"): "dropout in training",
+    ("dropout", "dropout_eval"): "dropout in eval mode",
+    ("form", "packed_unsorted"): "packed, unsorted",
+    ("special", ""): "nothing special",
+    ("special", "empty_batch"): "a batch of none",
+    ("special", "long"): "forty steps",
+    ("special", "wide"): "larger sizes",
+    ("special", "noncontiguous"): "strided input, hx",
+    ("special", "expanded"): "expanded input, hx",
+    ("special", "keywords"): "called by keywords",
+    ("special", "no_grad"): "under no_grad",
+    ("special", "inference"): "under inference_mode",
+    ("special", "frozen_input"): "input wants no grad",
+    ("special", "frozen_weights"): "weights want no grad",
+    ("special", "loss_output"): "loss of output alone",
+    ("special", "loss_h_n"): "loss of h_n alone",
+    ("special", "loss_c_n"): "loss of c_n alone",
+    ("special", "huge"): "huge numbers",
+    ("special", "written_on"): "output written on",
+    ("special", "second_call"): "a second call",
+}
+
+
 def label(axis: str, value: Any) -> str:
     """Return an axis and a value in a few words."""
+    if (axis, value) in WORDS:
+        return WORDS[axis, value]
     if isinstance(value, bool):
         return axis if value else f"no {axis}"
-    return f"{value} layer{'s' * (value != 1)}" if axis == "layers" else str(value) or f"no {axis}"
+    if axis == "layers":
+        return f"{value} layer{'s' * (value != 1)}"
+    return str(value).replace("_", " ") or f"no {axis}"

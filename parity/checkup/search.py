@@ -57,8 +57,10 @@ class Search:
     def findings(self, base: Variant, place: str = "", also: str = "") -> list[Finding]:
         """List what the accepted variant has and `base` has not; a whole system's habits with that system's name."""
         assert self.best is not None
-        margin = "nothing else fits" if self.runner_up == math.inf else f"the next is {self.runner_up:.1e} away"
-        return findings(self.best, base, f"{place}reproduced to {self.distance:.0e}{also}; {margin}")
+        other = f"the next best explanation is off by {self.runner_up:.1e}"
+        other = "nothing else explains it" if self.runner_up == math.inf else other
+        told = f"torch.nn's equations with this changed give the same numbers{also}, to {self.distance:.0e}"
+        return findings(self.best, base, f"{place}{told}; {other}")
 
 
 def findings(variant: Variant, base: Variant, evidence: str) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..grid.cases import Case
 from ..grid.run import Draw, Observations, Sizes, draw, observe
-from .diagnose import ALL, EXACT
+from .probes import ALL, EXACT
 
 SIMPLER: tuple[dict[str, Any], ...] = (
     {"special": ""}, {"dropout": ""}, {"layers": 1}, {"bidirectional": False}, {"batch_first": False},
@@ -176,21 +177,26 @@ def _literal(tensor: Tensor | None) -> str:
     def nested(shape: tuple[int, ...]) -> Any:
         return [nested(shape[1:]) for _ in range(shape[0])] if shape else next(flat)
 
-    return f"tensor({nested(tuple(tensor.shape))})"
+    numbers = str(nested(tuple(tensor.shape)))
+    for odd in ("nan", "inf"):
+        numbers = re.sub(rf"\b{odd}\b", f"torch.{odd}", numbers)
+    return f"tensor({numbers})"
 
 
 # Replay ---------------------------------------------------------------------------------------------------------------
 
 
-def save(smallest: Smallest, target: str, as_: str, file: Path) -> None:
-    """Write down everything that is needed to run the smallest case again."""
-    data = {"target": target, "as": as_, "case": asdict(smallest.case), "tensor": smallest.tensor}
+def save(smallest: Smallest, subject: dict[str, Any], file: Path) -> None:
+    """Write down everything that is needed to run the smallest case again; `subject` says how it is made."""
+    data = {**subject, "case": asdict(smallest.case), "tensor": smallest.tensor}
     file.write_text(json.dumps(data | asdict(smallest.drawn), indent=1, default=Tensor.tolist) + "\n")
 
 
 def restore(file: Path) -> tuple[dict[str, Any], Case, Draw]:
-    """Read what `save` wrote: (target and so on, case, numbers)."""
+    """Read what `save` wrote: (how the subject is made, case, numbers). ValueError where it wrote something else."""
     data = json.loads(file.read_text())
+    if not isinstance(data, dict) or not {"target", "case", "weights"} <= set(data):
+        raise ValueError("it has no target, case and weights")
 
     def tensor(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)

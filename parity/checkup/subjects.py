@@ -24,13 +24,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from ..grid.cases import CLASSES
+from ..grid.run import Draw
 from ..mutants.definition import GATES
-from .weights import Layout, UnreadableError, readings
+from . import maps
+from .maps import WeightMap
+from .weights import Layout, Shapes, UnreadableError, readings
 
-WeightMap = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 DEFAULTS = {
     "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False, "proj_size": 0,
     "nonlinearity": "tanh", "device": None, "dtype": None,
@@ -117,6 +121,8 @@ def load(path: str) -> Any:
         found = importlib.import_module(module)
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except SystemExit as error:
+        raise ValueError(f"importing {module}: it calls sys.exit({error.code!r})") from None
     except Exception as error:  # whatever importing a person's file raises
         raise ValueError(f"importing {module}: {type(error).__name__}: {error}") from None
     if not hasattr(found, name):
@@ -124,12 +130,6 @@ def load(path: str) -> Any:
         also = f": did you mean {near[0]}?" if near else f"; {_classes_of(getattr(found, '__file__', '') or '')}"
         raise ValueError(f"{module} has no {name}{also}")
     return getattr(found, name)
-
-
-def anywhere(path: str) -> str:
-    """Return the path of a subject such that it can be loaded from any folder."""
-    module, colon, name = path.rpartition(":")
-    return f"{os.path.abspath(module)}{colon}{name}" if module.endswith(".py") else path
 
 
 def _classes_of(file: str) -> str:
@@ -155,7 +155,7 @@ def adapt(
     if isinstance(target, nn.Module):
         raise IncomparableError(
             f"this is an instance of {type(target).__name__}, of one size; give its class, or a function that makes "
-            "one of any size: lambda input_size, hidden_size: ..."
+            f"one of any size: lambda input_size, hidden_size: {type(target).__name__}(...)"
         )
     if not callable(target):
         raise IncomparableError(f"{target!r} is neither a class nor a function")
@@ -189,9 +189,14 @@ def _is_factory(target: Any) -> bool:
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     try:
-        return dict(inspect.signature(target).parameters)
+        own = dict(inspect.signature(target).parameters)
     except (ValueError, TypeError):
-        return {}
+        own = {}
+    if isinstance(target, functools.partial):  # what it gives to **kwargs is in no signature
+        given = target.keywords.items()
+        kind = inspect.Parameter.KEYWORD_ONLY
+        own |= {name: inspect.Parameter(name, kind, default=value) for name, value in given if name not in own}
+    return own
 
 
 def _options(target: Any) -> dict[str, str]:
@@ -247,7 +252,7 @@ class Reader:
         if self.weight_map is None and list(own.items()) == list(shapes.items()):
             return module
         if self.weight_map is not None:
-            return MappedSubject(module, reference, self.weight_map, dtype, device)
+            return self.by_map(self.weight_map, module, reference, dtype, device)
         if own == shapes:
             self._say("its parameters come in another order than torch.nn's")
             return MappedSubject(module, reference, dict, dtype, device)
@@ -255,6 +260,19 @@ class Reader:
         mapped = MappedSubject(module, reference, lambda weights: layout.map(weights, own), dtype, device)
         mapped.fill(layout.extras, layout.fill)
         return mapped
+
+    def by_map(
+        self, weight_map: WeightMap, module: nn.Module, reference: nn.Module, dtype: torch.dtype, device: str | None
+    ) -> nn.Module:
+        """Make a module whose parameters are made by the map that was given. IncomparableError if it can't be used."""
+        own = shapes_of(module)
+        made = MappedSubject(module, reference, lambda weights: maps.mapped(weight_map, weights, own), dtype, device)
+        try:
+            with torch.no_grad():
+                made.weight_map(dict(made.named_parameters()))
+        except maps.MapError as error:
+            raise IncomparableError(f"the weight map does not serve: {error}") from None
+        return made
 
     def key(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
         """Return what the parameters of a configuration depend on."""
@@ -277,6 +295,11 @@ class Reader:
         try:
             found = readings(shapes_of(module), shapes_of(reference), self.class_name.removesuffix("Cell"), module)
         except UnreadableError as error:
+            if any(isinstance(child, nn.Embedding) for child in module.modules()):
+                raise IncomparableError(
+                    "an Embedding stands before it: name the recurrent module inside, or a function (input_size, "
+                    "hidden_size) that makes it"
+                ) from None
             raise IncomparableError(f"its parameters could not be read: {error}; {GIVE_A_MAP}") from None
         order = self.style[1] if self.style else ""
         if order:
@@ -301,9 +324,10 @@ class Reader:
     def options(self) -> dict[str, str]:
         return _options(self.target)
 
-    def size(self, name: str) -> int:
+    def size(self, drawn: Draw, name: str) -> int:
         """Count the numbers of a parameter, at five features and seven units."""
-        return self.construct({"input_size": 5, "hidden_size": 7}).get_parameter(name).numel()
+        arguments = {**drawn.arguments, "input_size": 5, "hidden_size": 7}
+        return self.construct(arguments).get_parameter(name).numel()
 
     peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
 
@@ -352,7 +376,9 @@ class Reader:
         except Exception as error:  # whatever a person's constructor raises
             raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error
         if not isinstance(module, nn.Module):
-            raise IncomparableError(f"{module!r} is no torch.nn.Module")
+            raise IncomparableError(f"it makes a {type(module).__name__}, which is no torch.nn.Module")
+        if without_parametrizations(module):
+            self._say("weights under one of torch's parametrizations are compared as they come out of it")
         for name in self.heads:
             module.set_submodule(name, nn.Identity())
         if isinstance(module, torch.jit.ScriptModule):
@@ -374,12 +400,11 @@ class Reader:
                 [f"{layers} layers"] * (layers > 1) + ["two directions"] * bidirectional + ["a projection"] * projected
             )
             many += [] if bias else ["no bias"]
-            head = f"{', '.join(many)}{', told apart ' * bool(found[0].how)}{found[0].how}: " if many else ""
             if not bias or (layers > 2):
                 continue
-            for line in found[0].lines():
-                yield f"{head}{line}"
-                head = " " * len(head)
+            if many:
+                yield f"{', '.join(many)}{', told apart ' * bool(found[0].how)}{found[0].how}:"
+            yield from ("  " * bool(many) + line for line in found[0].lines())
             if found[0].merged and not many:
                 yield "one bias where torch.nn has b_in and b_hn: it is compared with torch.nn's of b_hn = 0"
             for name in found[0].extras:
@@ -387,23 +412,12 @@ class Reader:
 
     def template(self) -> str:
         """Write a weight map for this class, to be filled in."""
-        own = shapes_of(self.construct({"input_size": 5, "hidden_size": 7}))
-        shapes = shapes_of(reference_of(self.class_name, {"input_size": 5, "hidden_size": 7}))
-        name = getattr(self.target, "__name__", "the module")
-        head = [
-            "import torch",
-            "",
-            "",
-            "def weights(w):",
-            f'    """Return the parameters of {name} made of torch.nn.{self.class_name}\'s.',
-            "",
-            "    Shapes are those of 5 features and 7 units. torch.nn has, in w:",
-            *(f"        {name} {list(shape)}" for name, shape in shapes.items()),
-            '    """',
-            "    return {",
-        ]
-        rows = [f'        "{name}": ...,  # {list(shape)}' for name, shape in own.items()]
-        return "\n".join([*head, *rows, "    }", ""])
+
+        def shapes(options: dict[str, Any]) -> tuple[Shapes, Shapes]:
+            arguments = {"input_size": 5, "hidden_size": 7, **options}
+            return shapes_of(self.construct(arguments)), shapes_of(reference_of(self.class_name, arguments))
+
+        return maps.template(getattr(self.target, "__name__", "the module"), self.class_name, shapes)
 
     def show_extras(self) -> None:
         """Leave parameters that torch.nn has not at what the constructor makes them."""
@@ -415,18 +429,41 @@ class Reader:
             self.said.append(line)
 
 
+def without_parametrizations(module: nn.Module) -> bool:
+    """Let weights that torch's parametrizations compute be parameters, as they come out; say whether there are any."""
+    found = [
+        (child, name)
+        for child in module.modules()
+        if isinstance(lists := getattr(child, "parametrizations", None), nn.ModuleDict)
+        for name in lists
+    ]
+    for child, name in found:
+        parametrize.remove_parametrizations(child, name)
+    return bool(found)
+
+
 class ConstructionError(IncomparableError):
     """The constructor raised."""
 
 
-GIVE_A_MAP = "write a weight map and give it with --map FILE.py:NAME (weight_map=)"
+GIVE_A_MAP = (
+    "say how they are made of torch.nn's: --write-map maps.py writes a file to fill in, --map maps.py:weights gives it "
+    "(weight_map=)"
+)
 
 
 def _takes_more(own: dict[str, inspect.Parameter]) -> bool:
     return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
 
 
-def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(module: nn.Module) -> Shapes:
+    """Return the shapes of a module's parameters by name. IncomparableError where one has none yet."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise IncomparableError(
+                f"{name} has no shape before the first call (it is lazy): name a function (input_size, hidden_size) "
+                "that makes a module and calls it once"
+            )
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
@@ -445,6 +482,11 @@ class Adapted(nn.Module):
         super().__init__()
         for name, parameter in reference.named_parameters():
             setattr(self, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
+
+
+def version(tensor: Tensor) -> int:
+    """Count how often a tensor was written to; under inference_mode nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class MappedSubject(Adapted):
@@ -468,9 +510,9 @@ class MappedSubject(Adapted):
         (inner,) = self.hidden
         weights = self.weight_map(dict(self.named_parameters())) | self.filled
         inner.train(self.training)
-        before = {name: weight._version for name, weight in weights.items()}
+        before = {name: version(weight) for name, weight in weights.items()}
         result = torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
-        self.written = [name for name, weight in weights.items() if weight._version != before[name]]
+        self.written = [name for name, weight in weights.items() if version(weight) != before[name]]
         return result
 
 

@@ -109,6 +109,15 @@ def fixed(function: Callable[[Tensor], Tensor]) -> Callable[..., Callable[[Tenso
     return lambda own: function
 
 
+def of_output(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Change what is returned as the output, and no state; a cell returns none."""
+
+    def changed(results: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
+        return {name: change(tensor) if name == "output" else tensor for name, tensor in results.items()}
+
+    return {"result": changed}
+
+
 def through_float32(x: Tensor) -> Tensor:
     return x.float().double() if x.dtype == torch.float64 else x
 
@@ -238,6 +247,8 @@ def in_any_step() -> Iterator[Mutant]:
           for filled in (same, torch.zeros_like)),
         ("output is the state before the step", {"shown": lambda after, before: before[0]},
          "append h after the step, not before it"),
+        *((f"{name} on the output alone, not on the state", of_output(function), "return the output as it is")
+          for name, function in (("relu", relu), ("tanh", torch.tanh))),
         ("input is always taken as (N, L, H_in)", {"batch_first": "always"},
          "take (L, N, H_in) unless batch_first is set, or say batch_first=True on torch.nn's side",
          "torchrl, Keras, Flax, and most tutorials"),
@@ -615,8 +626,18 @@ def of_h(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     return beside(lambda after, before: (change(after[0]), *after[1:]))
 
 
+def of_all_shown(measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Guess from the output."""
+    return lambda seen, true, example: measure(seen["output"], true["output"])
+
+
 def forgetting(k: float) -> dict[str, Any]:
     return {"gates": lambda i, f, g, o, c: (i, f + k, g, o)}
+
+
+def clipped_gates(k: float) -> dict[str, Any]:
+    clip = clamped(k)
+    return {"sigmoid": lambda x: torch.sigmoid(clip(x)), "candidate": lambda x: torch.tanh(clip(x))}
 
 
 def constant(k: float) -> Callable[..., Tensor]:
@@ -637,6 +658,14 @@ FAMILIES = (
     Family("zoneout: a share {k} of h before the step is kept", EVERYWHERE, lambda k: mixture(k, 0), share("h"),
            LEAVE_OUT),
     Family("zoneout: a share {k} of c before the step is kept", "Ll", lambda k: mixture(k, 1), share("c"), LEAVE_OUT),
+    Family("the output alone is clamped to {k}, not the state", LAYERS, lambda k: of_output(clamped(k)),
+           of_all_shown(lambda seen, true: seen.abs().max()), LEAVE_OUT),
+    Family("the output alone is multiplied by {k}, not the state", LAYERS, lambda k: of_output(lambda y: k * y),
+           of_all_shown(torch.div), LEAVE_OUT),
+    Family("a constant {k} is added to the output alone, not to the state", LAYERS,
+           lambda k: of_output(lambda y: y + k), of_all_shown(torch.sub), LEAVE_OUT),
+    *(Family("what goes into the gates is clipped to {k}", "LGlg", clipped_gates, constant(k), LEAVE_OUT)
+      for k in (1, 2, 3, 5, 8, 10, 15, 20, 30)),
     *(Family("forget gate + {k}", "Ll", forgetting, constant(k), "drop the constant, or subtract it from bias_ih[H:2H]")
       for k in (0.5, 2, 3, 5)),
 )  # fmt: skip

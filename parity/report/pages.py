@@ -45,6 +45,7 @@ def as_json(checkup: Checkup) -> str:
         "errors": diagnosis.errors,
         "not compared": diagnosis.unread or None,
         "not offered": diagnosis.not_offered,
+        "not run": diagnosis.not_run,
         "notes": checkup.notes,
         "first difference": str(checkup.location) if checkup.location else None,
         "growth": checkup.growth
@@ -119,7 +120,9 @@ def as_html(checkup: Checkup) -> str:
     colour = {"same": Verdict.BITWISE, "different": Verdict.DIFFERENT, "unread": Verdict.ERROR}[checkup.outcome]
     word = {"unread": "not compared"}.get(checkup.outcome, checkup.outcome)
     badge = f'<span class="badge" style="background:{COLOURS[colour]}">{word}</span>'
-    body = [f"<h1>{e(checkup.verdict)}</h1>", f"<p>{badge} {e(checkup.summary)}</p>"]
+    body = [f"<h1>{e(checkup.headline)}</h1>", f"<p>{badge} {e(checkup.summary)}</p>"]
+    if checkup.diagnosis.unread:
+        body.append(f'<div class="finding">{e(checkup.diagnosis.unread)}</div>')
     for finding in checkup.diagnosis.findings:
         where = f"<br>The convention of: {e(finding.where)}" if finding.where else ""
         body.append(
@@ -133,10 +136,11 @@ def as_html(checkup: Checkup) -> str:
     if any(figures):
         body += ['<h2>A long sequence in float32</h2><div class="charts">', *figures, "</div>"]
     if any(row.verdict is not Verdict.NOT_OFFERED for row in checkup.rows):
-        head = (
-            "<h2>Which options work together</h2><p>A cell is the worst of the cases that have both options; a number"
+        head = "<h2>Which options work together</h2><p>Each cell stands for the cases that have both options, and shows"
+        head += (
+            " the worst of them. A number counts those that fail; where there is no colour there is no such case.</p>"
         )
-        body += [f"{head} in it is how many of them fail.</p>", heat_map(checkup.rows), _key(checkup.rows)]
+        body += [head, heat_map(checkup.rows), _key(checkup.rows)]
     body += [_section(section) for section in sections if not section.is_code]
     body.append(f'<p class="muted">{e(checkup.footer)}</p>')
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -145,7 +149,9 @@ def as_html(checkup: Checkup) -> str:
 
 
 def _section(section: Section) -> str:
-    name, button = (' id="script"', f' <button onclick="{COPY}">copy</button>') if section.is_code else ("", "")
+    name, button = ' class="prose"', ""
+    if section.is_code:
+        name, button = ' id="script"', f' <button onclick="{COPY}">copy</button>'
     lines = html.escape("\n".join(section.lines))
     return f"<h2>{html.escape(section.title)}{button}</h2>\n<pre{name}>{lines}</pre>"
 
@@ -158,19 +164,19 @@ def heat_map(rows: list[Row]) -> str:
         for value in sorted({getattr(row.case, axis) for row in rows}, key=str)
         if len({getattr(row.case, axis) for row in rows}) > 1
     ]
-    names = [html.escape(label(axis, value)) for axis, value in values]
-    top = "".join(f'<th class="top"><span>{name}</span></th>' for name in names)
+    columns = [pair for pair in values if pair[0] != "special"]  # no two of these go together
+    top = "".join(f'<th class="top"><span>{html.escape(label(*pair))}</span></th>' for pair in columns)
     lines = [f"<tr><th></th>{top}</tr>"]
-    for (axis, value), name in zip(values, names, strict=True):
-        cells = []
-        for (other, wanted), other_name in zip(values, names, strict=True):
+    for axis, value in values:
+        name, cells = html.escape(label(axis, value)), []
+        for other, wanted in columns:
             both = [r for r in rows if getattr(r.case, axis) == value and getattr(r.case, other) == wanted]
             if (axis == other and value != wanted) or not both:
                 cells.append("<td></td>")
                 continue
             worst = max((r.verdict for r in both), key=lambda verdict: (not verdict.passes, verdict))
             failing = sum(not r.verdict.passes for r in both)
-            title = f"{name}, {other_name}: {len(both)} cases, worst {worst.label}"
+            title = f"{name}, {html.escape(label(other, wanted))}: {len(both)} cases, worst {worst.label}"
             cells.append(f'<td style="background:{COLOURS[worst]}" title="{title}">{failing or ""}</td>')
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     return f'<div class="map"><table>{"".join(lines)}</table></div>'
@@ -216,7 +222,7 @@ def _growth(checkup: Checkup) -> str:
         for step in range(0, len(checkup.growth.errors), 10)
     )
     return (
-        f"<figure><figcaption>Relative error by step: {html.escape(str(checkup.growth))}</figcaption>"
+        f"<figure><figcaption>Error at each time step: {html.escape(str(checkup.growth))}</figcaption>"
         f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{grid}'
         f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>{dots}{axis}</svg></figure>'
     )
@@ -243,7 +249,8 @@ def _ulps(checkup: Checkup) -> str:
         if share:
             bars += f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{share / total:.0%}</text>'
     return (
-        "<figure><figcaption>Units in the last place from torch.nn's output</figcaption>"
+        "<figure><figcaption>How far the output's numbers are from torch.nn's, in the smallest steps that float32 has: "
+        "0 is the same number</figcaption>"
         f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{bars}</svg></figure>'
     )
 

@@ -6,13 +6,15 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from subjects import correct, gradients, grus, lstms, memory, stacks
+from subjects import correct, gradients, grus, lstms, memory, stacks, strangers
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -21,8 +23,9 @@ from parity import testing
 from parity.__main__ import main
 from parity.checkup import locate, shrink
 from parity.checkup.arrays import check_arrays
-from parity.checkup.diagnose import BASE, Doctor, Probe
+from parity.checkup.diagnose import Doctor
 from parity.checkup.examine import check
+from parity.checkup.probes import BASE, Probe
 from parity.checkup.subjects import adapt
 from parity.grid.run import Sizes
 from parity.grid.verdict import Verdict
@@ -193,6 +196,14 @@ def test_the_script_runs_with_torch_alone_and_shows_the_difference(cls):
     assert max(abs(float(a) - float(b)) for a, b in zip(theirs, ours, strict=True)) > 1e-6
 
 
+def test_numbers_that_overflow_have_a_script_too():
+    result = check(strangers.OverflowingLSTM, raises=False)
+    assert result.smallest.case.special == "huge"
+    assert "torch.nan" in result.script
+    shown = subprocess.run([sys.executable, "-c", result.script], capture_output=True, text=True, check=True).stdout
+    assert "nan" not in shown.splitlines()[0]
+
+
 def test_the_smallest_case_is_small():
     result = checked(lstms.Bare)
     assert {name: result.smallest.drawn.arguments[name] for name in ("input_size", "hidden_size", "num_layers")} == {
@@ -216,6 +227,60 @@ def test_a_saved_case_is_replayed(tmp_path, capsys):
     saved = json.loads(file.read_text())
     file.write_text(json.dumps({**saved, "target": "subjects.correct:KernelLSTM"}))
     assert main(["replay", str(file)]) == 0
+
+
+SCALED = """import torch
+from . import SIGN
+
+
+class Cell(torch.nn.Module):
+    def __init__(self, more, input_size, hidden_size):
+        super().__init__()
+        self.more = more
+        self.inner = torch.nn.GRUCell(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        return self.inner(SIGN * self.more * x, hx)
+"""
+
+
+def test_a_case_saved_in_one_folder_is_replayed_in_another(tmp_path, capsys, monkeypatch):
+    (tmp_path / "there" / "package").mkdir(parents=True)
+    (tmp_path / "there" / "package" / "__init__.py").write_text("SIGN = -1\n")
+    (tmp_path / "there" / "package" / "rnn.py").write_text(SCALED)
+    monkeypatch.chdir(tmp_path / "there")
+    file = tmp_path / "smallest.json"
+    assert main(["check", "package.rnn:Cell", "--as", "GRUCell", "--init", "more=2", "--replay", str(file)]) == 1
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["replay", str(file)]) == 1
+    assert "package.rnn:Cell differs in h_1" in capsys.readouterr().out
+
+
+FORWARD = """import os, sys, time, torch
+
+
+class LSTM(torch.nn.LSTM):
+    def forward(self, x, hx=None):
+        {}
+"""
+
+
+def test_a_replay_is_run_in_a_process_of_its_own(tmp_path, capsys):
+    subject, file = tmp_path / "bad.py", tmp_path / "smallest.json"
+    subject.write_text(FORWARD.format("return super().forward(-x, hx)"))
+    assert main(["check", f"{subject}:LSTM", "--replay", str(file)]) == 1
+    hangs = "print('x' * 100000) or time.sleep(60)"
+    for ending, said in (("os._exit(0)", "exit code 0"), ("sys.exit(0)", "SystemExit"), (hangs, "more than 1 s")):
+        subject.write_text(FORWARD.format(ending))
+        capsys.readouterr()
+        assert main(["replay", str(file), "--time-limit", "1"]) == 2
+        assert said in capsys.readouterr().out
+    for text in ("{", "[]"):
+        file.write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            main(["replay", str(file)])
+        assert "is no case that check --replay has written" in capsys.readouterr().err
 
 
 def test_exit_codes(capsys):
@@ -471,12 +536,19 @@ def test_changes_between_two_runs(tmp_path, capsys):
         files[-1].write_text(pages.as_json(check(cls, raises=False)))
     old, new = map(str, files)
     assert main(["compare", old, old]) == 0
-    assert "nothing changed" in capsys.readouterr().out
+    assert capsys.readouterr().out == "Nothing changed.\n"
     assert main(["compare", old, new]) == 1
     text = capsys.readouterr().out
+    assert text.startswith("Worse. ")
+    assert "ResetFirstGRUCell is not torch.nn.GRUCell" in text.splitlines()[2]
     assert "appeared: reset before the product" in text
     assert "within rounding -> different" in text
     assert main(["compare", new, old]) == 0
+    assert capsys.readouterr().out.startswith("Better. ")
+    unread = tmp_path / "unread.json"
+    unread.write_text(pages.as_json(check(lambda i, h: 1 / 0, "GRUCell", raises=False)))
+    assert main(["compare", old, str(unread)]) == 1
+    assert capsys.readouterr().out.startswith("Worse. ")
     with pytest.raises(SystemExit) as stopped:
         main(["compare", old, str(tmp_path / "missing.json")])
     assert stopped.value.code == 2

@@ -172,6 +172,14 @@ def test_a_setting_is_a_literal_or_else_its_text(text, expected):
     assert setting(text) == ("a", expected)
 
 
+def test_a_check_says_what_it_does_before_torch_is_loaded():
+    code = "import sys; sys.modules['torch.nn'] = None; from parity.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", "x.py:LSTM"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[0] == "checking: loading torch"
+
+
 def test_list_prints_the_names_and_runs_nothing(capsys):
     assert main(["--list", "--quick"]) == 0
     assert capsys.readouterr().out.split() == [case.name for case in QUICK]

@@ -70,6 +70,12 @@ def test_what_a_subject_lacks_is_not_offered_and_not_passed():
     assert not set(diagnosis.passed) & set(diagnosis.not_offered)
 
 
+def test_not_run_is_another_thing_than_not_offered():
+    diagnosis = diagnose(adapt(unknown.SquareGRU))
+    assert diagnosis.not_offered == {}
+    assert list(diagnosis.not_run) == ["what comes after one layer"]
+
+
 def test_a_weight_map_may_be_given():
     def keras(weights):
         i, f, g, o = weights["weight_ih_l0"].chunk(4)

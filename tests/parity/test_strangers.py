@@ -1,5 +1,6 @@
 """Other people's modules: none that is right is accused, and what can't be read is said to be so."""
 
+import functools
 import json
 import os
 import sys
@@ -131,6 +132,84 @@ def test_what_no_reading_fits_cannot_be_read():
         readings(shapes(w=(3, 11)), of_torch("LSTM"), "LSTM")
 
 
+class OneVectorLSTM(nn.Module):
+    """One long vector for each layer: no shape says what is what."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1):
+        super().__init__()
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        for layer in range(num_layers):
+            below = hidden_size if layer else input_size
+            vector = torch.randn(4 * hidden_size * (below + hidden_size + 1))
+            self.register_parameter(f"flat{layer}", nn.Parameter(vector))
+
+    def forward(self, x, hx=None):
+        H = self.hidden_size
+        zeros = x.new_zeros(self.num_layers, x.size(1), H)
+        hx, ends = (zeros, zeros) if hx is None else hx, []
+        for layer in range(self.num_layers):
+            below, outputs = x.size(-1), []
+            w, u, b = getattr(self, f"flat{layer}").split([4 * H * below, 4 * H * H, 4 * H])
+            h, c = hx[0][layer], hx[1][layer]
+            for v in x:
+                i, f, g, o = (v @ w.view(4 * H, below).T + h @ u.view(4 * H, H).T + b).chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                outputs.append(h)
+            x = torch.stack(outputs)
+            ends.append((h, c))
+        return x, tuple(map(torch.stack, zip(*ends, strict=True)))
+
+
+def test_a_map_to_fill_in_is_written_and_once_filled_in_says_it_all(tmp_path, capsys):
+    target, file = f"{__file__}:OneVectorLSTM", tmp_path / "maps.py"
+    assert main(["check", target]) == 2
+    assert "--write-map maps.py" in capsys.readouterr().out
+    assert main(["check", target, "--write-map", str(file)]) == 0
+    assert f"--map {file}:weights" in capsys.readouterr().out
+    assert main(["check", target, "--map", f"{file}:weights"]) == 2
+    assert "it leaves 'flat0' open" in capsys.readouterr().out
+    text = file.read_text()
+    for layer in (0, 1):
+        names = (f"weight_ih_l{layer}", f"weight_hh_l{layer}")
+        whole = ", ".join(f"w['{name}'].flatten()" for name in names)
+        bias = f"w['bias_ih_l{layer}'] + w['bias_hh_l{layer}']"
+        text = text.replace(f'"flat{layer}": ...', f'"flat{layer}": torch.cat([{whole}, {bias}])')
+    file.write_text(text)
+    assert main(["check", target, "--map", f"{file}:weights"]) == 0
+    assert "no layers" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", target, "--write-map", str(file)])
+    assert "is there already" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "said"),
+    [
+        (lambda w: [], "it returns a list"),
+        (lambda w: {}, "it says nothing of flat0"),
+        (lambda w: {"flat0": w["weight_ih_l0"], "flat1": None}, "there is no flat1"),
+        (lambda w: {"flat0": w["weight_ih_l0"]}, "of shape [20, 6], it is [240]"),
+        (lambda w: {"flat0": w["weights"]}, "KeyError: 'weights'"),
+    ],
+)
+def test_a_wrong_map_gets_a_sentence(weight_map, said):
+    result = check(OneVectorLSTM, weight_map=weight_map, raises=False)
+    assert result.outcome == "unread"
+    assert said in result.verdict
+
+
+def test_a_map_of_one_layer_leaves_two_layers_aside():
+    def weights(w):
+        return {"flat0": torch.cat([w["weight_ih_l0"].flatten(), w["weight_hh_l0"].flatten(),
+                                    w["bias_ih_l0"] + w["bias_hh_l0"]])}  # fmt: skip
+
+    diagnosis = Doctor(adapt(OneVectorLSTM, weight_map=weights)).diagnose()
+    assert diagnosis.same
+    assert "says nothing of flat1" in diagnosis.not_run["two layers"]
+
+
 def test_a_module_without_biases_is_torchs_without_biases():
     class Bare(nn.Module):
         def __init__(self, input_size, hidden_size):
@@ -169,6 +248,15 @@ def test_an_instance_is_refused_and_a_factory_is_taken():
     with pytest.raises(IncomparableError, match="an instance of LSTM"):
         adapt(nn.LSTM(3, 4))
     assert diagnose(lambda i, h: nn.LSTMCell(i, h), "LSTMCell").same
+
+
+def test_a_partial_is_asked_for_what_it_does_by_default():
+    """What it gives to **kwargs stands in no signature."""
+    diagnosis = diagnose(functools.partial(nn.LSTM, num_layers=2), "LSTM")
+    assert diagnosis.same
+    assert "two layers" in diagnosis.passed
+    result = check(functools.partial(nn.GRUCell, bias=False), "GRUCell", raises=False)
+    assert result.verdict.endswith("the interface differs: bias is False where nothing is said")
 
 
 def test_more_arguments_are_asked_for_and_given():
@@ -241,11 +329,15 @@ def test_sys_exit_in_a_forward_is_no_success(capsys, tmp_path):
         (["torch.nn:LSTM", "--json", "no/folder/x.json"], "there is no folder"),
         (["torch.nn:LSTM", "--init", "a b"], "expected NAME=VALUE"),
         ([__file__], "expected"),
+        (["{folder}/leaves.py:LSTM"], "importing leaves: it calls sys.exit(0)"),
+        (["{folder}/open.py:LSTM"], "open.py, line 1: '(' was never closed"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments, said, capsys):
+def test_wrong_usage_is_one_line(arguments, said, capsys, tmp_path):
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "open.py").write_text("class LSTM(\n")
     with pytest.raises(SystemExit) as stopped:
-        main(["check", *arguments])
+        main(["check", *(text.replace("{folder}", str(tmp_path)) for text in arguments)])
     assert stopped.value.code == 2
     last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("checking")]
     assert len(last) == 1
@@ -263,9 +355,12 @@ def test_a_name_of_torchs_is_known_in_any_case():
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_constant_is_read_off_one_step(family):
-    k = {"the cell is clipped to {k}": 0.3, "h is clipped to {k}": 0.2, "forget gate + {k}": 2.0}.get(
-        family.name, 0.125
-    )
+    k = {
+        "the cell is clipped to {k}": 0.3,
+        "h is clipped to {k}": 0.2,
+        "forget gate + {k}": 2.0,
+        "what goes into the gates is clipped to {k}": 2.0,
+    }.get(family.name, 0.125)
     kind = "LSTM"
     planted = Variant(plain(kind).order, (family.member(k),))
     generator = torch.Generator().manual_seed(3)
@@ -309,6 +404,16 @@ def arrays():
 def test_wrong_arrays_get_a_sentence(change, said):
     with pytest.raises(ValueError, match=said):
         check_arrays(change(arrays()))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
+def test_a_file_that_has_no_arrays_gets_a_sentence(content, tmp_path, capsys):
+    file = tmp_path / "numbers.npz"
+    file.write_bytes(content)
+    for name, said in ((file, "as numpy.savez writes it"), (tmp_path / "none.npz", "there is no such file")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", str(name)])
+        assert said in capsys.readouterr().err
 
 
 def test_arrays_say_which_of_them_differs_first():

@@ -20,7 +20,8 @@ PICTURE = {
     "report": {"grid", "contract", "checkup"},
     "checking": {"grid", "checkup", "report"},
     "testing": {"checkup"},
-    "__main__": {"grid", "contract", "mutants", "report"},
+    "comparing": {"grid", "contract", "mutants", "report"},
+    "__main__": set(),
     "__init__": {"checkup"},
 }
 

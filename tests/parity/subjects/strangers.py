@@ -1,6 +1,7 @@
 """Modules in other people's styles, right, wrong and unreadable: what a report should say of each."""
 
 import os
+import random
 
 import torch
 import torch.nn.functional as F
@@ -228,6 +229,140 @@ class CopiedStateLSTM(nn.Module):
         return torch.stack(ys), (h[None], c[None])
 
 
+class PeepholeBackLSTM(nn.Module):
+    """Wrong: the cell of the reverse direction has peepholes, the forward one has none."""
+
+    def __init__(self, input_size, hidden_size, bidirectional=False):
+        super().__init__()
+        self.forth = nn.LSTMCell(input_size, hidden_size)
+        self.back = nn.LSTMCell(input_size, hidden_size) if bidirectional else None
+        self.peep = nn.Parameter(torch.randn(3, hidden_size)) if bidirectional else None
+
+    def run(self, cell, x, h, c, peep):
+        ys = []
+        for v in x:
+            i, f, g, o = (v @ cell.weight_ih.T + h @ cell.weight_hh.T + cell.bias_ih + cell.bias_hh).chunk(4, 1)
+            c_in = c if peep is not None else 0 * c
+            a, b, d = (0, 0, 0) if peep is None else peep
+            c = (f + b * c_in).sigmoid() * c + (i + a * c_in).sigmoid() * g.tanh()
+            h = (o + d * c).sigmoid() * c.tanh()
+            ys.append(h)
+        return torch.stack(ys), h, c
+
+    def forward(self, x, hc=None):
+        cells = [self.forth] if self.back is None else [self.forth, self.back]
+        shape = len(cells), x.size(1), self.forth.hidden_size
+        h_0, c_0 = hc or (x.new_zeros(shape), x.new_zeros(shape))
+        ys, h, c = self.run(self.forth, x, h_0[0], c_0[0], None)
+        if self.back is None:
+            return ys, (h[None], c[None])
+        behind, h_back, c_back = self.run(self.back, x.flip(0), h_0[1], c_0[1], self.peep)
+        return torch.cat([ys, behind.flip(0)], -1), (torch.stack([h, h_back]), torch.stack([c, c_back]))
+
+
+class ClampedOutputGRU(nn.GRU):
+    """Wrong: the output is clamped, the state is not."""
+
+    def forward(self, input, hx=None):
+        output, state = super().forward(input, hx)
+        if isinstance(output, torch.Tensor):
+            return output.clamp(-0.4, 0.4), state
+        return output._replace(data=output.data.clamp(-0.4, 0.4)), state
+
+
+class BlendingGRUCell(nn.Module):
+    """Right: the new state is the old one and a step towards the candidate, whatever that costs in digits."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.x2h, self.h2h = nn.Linear(input_size, 3 * hidden_size), nn.Linear(hidden_size, 3 * hidden_size)
+
+    def forward(self, x, h=None):
+        h = x.new_zeros(*x.shape[:-1], self.h2h.in_features) if h is None else h
+        (a, b, c), (d, e, f) = self.x2h(x).chunk(3, -1), self.h2h(h).chunk(3, -1)
+        return h + (1 - (b + e).sigmoid()) * ((c + (a + d).sigmoid() * f).tanh() - h)
+
+
+class WeightNormGRUCell(BlendingGRUCell):
+    """Right: its weights are made of directions and lengths, by torch's parametrization."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.x2h, self.h2h = map(nn.utils.parametrizations.weight_norm, (self.x2h, self.h2h))
+
+
+class OverflowingLSTM(nn.Module):
+    """Wrong: tanh is made of exp, which overflows."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.x2h, self.h2h = nn.Linear(input_size, 4 * hidden_size), nn.Linear(hidden_size, 4 * hidden_size)
+
+    def forward(self, x, hc=None):
+        h = x.new_zeros(x.size(1), self.h2h.in_features) if hc is None else hc[0][0]
+        c, ys = torch.zeros_like(h) if hc is None else hc[1][0], []
+        for v in x:
+            i, f, g, o = (self.x2h(v) + self.h2h(h)).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * self.tanh(g)
+            h = o.sigmoid() * self.tanh(c)
+            ys.append(h)
+        return torch.stack(ys), (h[None], c[None])
+
+    def tanh(self, x):
+        return (x.exp() - (-x).exp()) / (x.exp() + (-x).exp())
+
+
+class ClippedGatesLSTMCell(nn.LSTMCell):
+    """Wrong: what goes into the gates is clipped."""
+
+    def forward(self, x, hx=None):
+        zeros = x.new_zeros(*x.shape[:-1], self.hidden_size)
+        h, c = hx or (zeros, zeros)
+        sums = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
+        i, f, g, o = sums.clamp(-20, 20).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+class CleaningGRU(nn.GRU):
+    """Wrong: a NaN in the input is taken for 0."""
+
+    def forward(self, input, hx=None):
+        numbers = input.nan_to_num() if isinstance(input, torch.Tensor) else input
+        return super().forward(numbers, hx)
+
+
+class FiniteRNNCell(nn.RNNCell):
+    """Wrong: an infinity in the input is taken for 1."""
+
+    def forward(self, input, hx=None):
+        return super().forward(input.where(~input.isinf(), 1.0), hx)
+
+
+class ForeignMasksRNN(nn.Module):
+    """Wrong: dropout is drawn by Python, which torch's seed doesn't reach."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1, dropout=0.0):
+        super().__init__()
+        self.p, sizes = dropout, [input_size] + [hidden_size] * (num_layers - 1)
+        self.cells = nn.ModuleList(nn.RNNCell(size, hidden_size) for size in sizes)
+
+    def forward(self, x, hx=None):
+        hx = x.new_zeros(len(self.cells), x.size(1), self.cells[0].hidden_size) if hx is None else hx
+        finals = []
+        for k, cell in enumerate(self.cells):
+            if k and self.p and self.training:
+                kept = torch.tensor([random.random() >= self.p for _ in range(x.numel())]).view_as(x)
+                x = x * kept / (1 - self.p)
+            h, ys = hx[k], []
+            for v in x:
+                h = cell(v, h)
+                ys.append(h)
+            x = torch.stack(ys)
+            finals.append(h)
+        return x, torch.stack(finals)
+
+
 class LeavingGRUCell(nn.GRUCell):
     """Unreadable: the process ends in its forward."""
 
@@ -247,5 +382,14 @@ EXPECTED = [
     (SystolicGRU, "GRU", "different", "step before"),
     (OneMaskLSTM, "LSTM", "different", "mask"),
     (CopiedStateLSTM, "LSTM", "different", "c_0"),
+    (BlendingGRUCell, "GRUCell", "same", ""),
+    (WeightNormGRUCell, "GRUCell", "same", ""),
+    (OverflowingLSTM, "LSTM", "different", "large numbers become NaN"),
+    (ClippedGatesLSTMCell, "LSTMCell", "different", "what goes into the gates is clipped to 20"),
+    (CleaningGRU, "GRU", "different", "a NaN in the input"),
+    (FiniteRNNCell, "RNNCell", "different", "an infinity in the input"),
+    (ForeignMasksRNN, "RNN", "different", "torch's seed"),
+    (PeepholeBackLSTM, "LSTM", "different", "peephole connections in two directions"),
+    (ClampedOutputGRU, "GRU", "different", "the output alone is clamped to 0.4"),
     (LeavingGRUCell, "GRUCell", "unread", ""),
 ]

@@ -1,0 +1,108 @@
+"""How a subject is constructed and called: what it takes, in which shapes, what it returns, whether it is random."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ..mutants.catalogue import LAST_STEP
+from ..mutants.variants import plain
+from .patient import Patient
+from .probes import BASE, example_of, values
+from .search import Finding
+from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, steady, translated
+
+
+def begin(patient: Patient) -> None:
+    """Construct the subject once; find out whether it has biases at all. IncomparableError if it can't be."""
+    _, drawn = patient.draw(BASE, 0)
+    reader = patient.subject.reader
+    if reader is None:
+        return
+    reader.module(**drawn.arguments)
+    if reader.exact(drawn.arguments) or "bias" in reader.options:
+        return
+    if not any(part.bias for part in reader.layouts(drawn.arguments)[0].parts):
+        reader.biased = False
+        reader.readings.clear()
+        patient.always["bias"] = False
+        patient.diagnosis.not_offered["bias"] = "it has no biases"
+
+
+def calm(patient: Patient) -> None:
+    """Find out whether it draws random numbers where no dropout is asked for; then go on in eval mode."""
+    case, drawn = patient.draw(BASE, 0)
+    first, again, other = (values(patient.run(case, replace(drawn, seed=seed))) for seed in (1, 1, 2))
+    if not first or all(torch.equal(first[name], other.get(name, first[name])) for name in first):
+        return
+    same_seed = all(torch.equal(first[name], again.get(name, first[name])) for name in first)
+    fix = "draw nothing where dropout is 0: torch.nn's are deterministic then"
+    evidence = "two seeds, two results" if same_seed else "two results under one seed"
+    evidence += "; what follows is of eval mode"
+    patient.add(Finding("random in training: numbers are drawn without dropout", "", fix, evidence))
+    patient.subject = steady(patient.subject)
+
+
+def settle(patient: Patient) -> None:
+    """Find out in which shapes the subject takes its arguments, and whether it takes a state at all."""
+    subject = patient.subject
+
+    def fits(conventions: tuple[Convention, ...]) -> bool:
+        patient.subject = translated(subject, conventions) if conventions else subject
+        shapes = {name: t.shape for name, t in patient.base.run(example_of(case, drawn)).items()}
+        expected = {"output": shapes["output"]} if patient.output_alone else shapes
+        return {name: t.shape for name, t in values(patient.run(case, drawn)).items()} == expected
+
+    known = CELL_CONVENTIONS if subject.is_cell else CONVENTIONS
+    alone = (False,) if subject.is_cell else (False, True)
+    for headless, patient.output_alone, last, hx in itertools.product((False, True), alone, alone, (True, False)):
+        if (last and not patient.output_alone) or (headless and not leave_heads_out(patient, subject)):
+            continue
+        patient.always.pop("hx", None)
+        patient.given = (LAST_STEP,) if last else ()
+        patient.base = replace(plain(subject.kind), deviations=patient.given)
+        case, drawn = patient.draw(replace(BASE, options={"hx": hx}), 0)
+        chosen = next((conventions for conventions in _some(known, 3) if fits(conventions)), None)
+        if chosen is not None:
+            settled(patient, chosen, hx, last, subject)
+            return
+    patient.subject, patient.output_alone, patient.given, patient.base = subject, False, (), plain(subject.kind)
+
+
+def leave_heads_out(patient: Patient, subject: Subject) -> bool:
+    """Take away the Linears on the output, if there are any."""
+    reader = subject.reader
+    if reader is not None and not reader.heads:
+        reader.heads = reader.find_heads()
+        reader.readings.clear()
+    return reader is not None and bool(reader.heads)
+
+
+def settled(patient: Patient, chosen: tuple[Convention, ...], hx: bool, last: bool, subject: Subject) -> None:
+    """Write down how the subject is called."""
+
+    def say(what: str, where: str, fix: str, evidence: str) -> None:
+        patient.add(Finding(what, where, fix, evidence, interface=True))
+
+    for convention in chosen:
+        say(convention.name, convention.where, convention.fix, "seen by the shapes")
+    if subject.reader is not None and subject.reader.heads:
+        heads = ", ".join(subject.reader.heads)
+        say(f"a Linear stands on its output: {heads}", "classifiers", "keep the head outside", "left out here")
+    if not hx:
+        patient.always["hx"] = False
+        patient.diagnosis.not_offered["hx"] = "forward takes no state"
+    if patient.output_alone:
+        fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
+        what = "the last step of the output" if last else "output"
+        say(f"{what} is returned alone, without the states", "Keras", fix, "seen by the type")
+        patient.exact = False
+
+
+def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:
+    """Yield (), then each alone, then pairs."""
+    for size in range(most + 1):
+        yield from itertools.combinations(conventions, size)

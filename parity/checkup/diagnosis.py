@@ -1,0 +1,76 @@
+"""What was found out about a subject: with names, without, not offered, not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..mutants.variants import Variant
+from .search import Finding
+from .subjects import Subject
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """A difference that no known variant explains."""
+
+    probe: str
+    error: float
+    nearest: str
+    distance: float
+    also: tuple[str, ...] = ()  # what fits as well: then the numbers cannot tell
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.also:
+            others = " and also ".join(self.also[:3])
+            return (
+                f"{self.probe}: {self.nearest} fits, but also {others}: these numbers cannot tell. "
+                "Take biases and an initial state that are not zero, and more than one step"
+            )
+        note = f"; {self.note}" * bool(self.note)
+        near = f"the nearest, {self.nearest}, is {self.distance:.1e} away" if self.nearest else "nothing comes near"
+        return f"{self.probe}: differs by {self.error:.1e} and no known variant fits ({near}){note}"
+
+
+@dataclass
+class Diagnosis:
+    """What was found out about a subject."""
+
+    subject: Subject
+    findings: list[Finding] = field(default_factory=list)
+    unexplained: list[Unexplained] = field(default_factory=list)
+    not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
+    not_run: dict[str, str] = field(default_factory=dict)  # what it may well offer, and why nobody looked
+    errors: dict[str, str] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
+    variant: Variant | None = None
+    noted: list[str] = field(default_factory=list)  # beside the verdict
+    unread: str = ""  # why nothing could be compared, and what to do
+
+    @property
+    def names(self) -> list[str]:
+        return [finding.what for finding in self.findings]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Say what was not compared, whoever is the cause."""
+        return self.not_offered | self.not_run
+
+    @property
+    def same(self) -> bool:
+        """Say whether nothing at all was found, in what the subject offers."""
+        return not (self.findings or self.unexplained or self.errors or self.unread)
+
+    @property
+    def interface_alone(self) -> bool:
+        """Say whether the numbers are torch.nn's, and nothing but the shape of arguments and results differs."""
+        return bool(self.findings) and not (self.unexplained or self.errors) and all(f.interface for f in self.findings)
+
+    @property
+    def others(self) -> list[str]:
+        """List what was found and has no name."""
+        return [str(one) for one in self.unexplained] + [f"{probe}: {text}" for probe, text in self.errors.items()]
+
+    def __str__(self) -> str:
+        unread = [self.unread] if self.unread else []
+        return "\n".join([*unread, *map(str, self.findings), *self.others]) or "nothing to report"

@@ -1,0 +1,161 @@
+"""Run a probe, and name what the subject does otherwise there, by the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..grid.cases import Case
+from ..grid.run import Draw, Precision, observe
+from ..mutants.catalogue import ALLOCATE
+from ..mutants.definition import Example
+from ..mutants.variants import plain
+from .diagnosis import Unexplained
+from .patient import Patient
+from .probes import BASE, Probe, example_of, values
+from .reading import answers_as_read, ask_extras
+from .search import Finding, Search, error_of, findings, fit, search, tolerance
+from .subjects import GIVE_A_MAP
+
+RETURN = "torch.nn's return output, (h_n, c_n) of an LSTM, output, h_n of others; a cell's the new state"
+
+
+def look(patient: Patient, probe: Probe) -> bool:
+    """Run the subject on a probe; record what is found. False if it cannot be explained."""
+    problems = [patient.draw(probe, number) for number in (0, 1)]
+    shown = [patient.run(case, drawn) for case, drawn in problems]
+    seen = [values(observations) for observations in shown]
+    if not all(seen):
+        return refused(patient, probe, *problems[0], shown[0].error or shown[1].error)
+    if shown[0].error:
+        patient.backward_errors[probe.name] = shown[0].error
+    narrow = [name for name, tensor in seen[0].items() if tensor.dtype != torch.float64]
+    if narrow:
+        dtype = str(seen[0][narrow[0]].dtype).removeprefix("torch.")
+        return slip(patient, f"{' and '.join(narrow)} in {dtype} in a float64 run", probe)
+    examples = [example_of(case, drawn) for case, drawn in problems]
+    again = list(zip(examples[1:], seen[1:], strict=False))
+    now = error_of(patient.base, examples[0], seen[0])
+    narrower = 1e-11 < now < 1e-5  # a narrower dtype errs by so little, or a small constant
+    if now > tolerance(examples[0]):
+        fitted = (
+            fit(examples, seen, patient.base, patient.step(*problems[0]))
+            if "cell" in probe.levels or not probe.levels
+            else None
+        )
+        if fitted is not None:
+            evidence = f"{probe.name}: the same numbers, twice, with the constant read off one step"
+            patient.add(*findings(fitted, patient.base, evidence))
+            patient.base = fitted
+            return True
+        reconsider(patient, examples, seen)
+    found = search(examples[0], seen[0], ("dtype",) if narrower else probe.levels, patient.base, again)
+    if narrower:
+        patient.exact = False
+    if found.best is None and narrower:
+        return slip(patient, "something passes through float32 in a float64 run", probe, f"errors of {now:.1e}")
+    if found.best is None:
+        return unexplained(patient, probe, found, examples[0], seen[0])
+    if found.best is patient.base:
+        patient.diagnosis.passed.append(probe.name)
+    else:
+        accept(patient, found, probe)
+    return True
+
+
+def takes_unbatched(patient: Patient) -> bool:
+    """Ask for an input without a batch in every combination: a module that broadcasts it may get some right."""
+    for options in ({}, {"hx": False}, {"layers": 2}, {"layers": 2, "hx": False}):
+        if options.get("layers") and (patient.subject.is_cell or "two layers" in patient.diagnosis.left_out):
+            continue
+        if "hx" in options and "no hx" in patient.diagnosis.left_out:
+            continue
+        case, drawn = patient.draw(Probe("", (), {"form": "unbatched", **options}), 0)
+        seen, expected = patient.run(case, drawn), patient.base.run(example_of(case, drawn))
+        shapes = {name: tensor.shape for name, tensor in values(seen).items()}
+        if {name: expected[name].shape for name in shapes or expected} != shapes:
+            lists = {name: list(shape) for name, shape in shapes.items()}
+            patient.diagnosis.not_offered["unbatched"] = seen.error if not shapes else f"returns {lists}"
+            return False
+    return True
+
+
+def slip(patient: Patient, what: str, probe: Probe, evidence: str = "") -> bool:
+    patient.add(Finding(what, "", ALLOCATE, f"{probe.name}{': ' * bool(evidence)}{evidence}"))
+    patient.exact = False
+    return True
+
+
+def unexplained(
+    patient: Patient, probe: Probe, found: Search, example: Example, seen: dict[str, Tensor], note: str = ""
+) -> bool:
+    usual = patient.base.run(example)
+    for name in ("output",) if patient.output_alone else usual:
+        if name not in seen or seen[name].shape != usual[name].shape:
+            shape = f"has shape {list(seen[name].shape)}" if name in seen else "is missing"
+            what = f"{name} {shape}, torch.nn's has {list(usual[name].shape)}"
+            if probe is BASE:
+                patient.diagnosis.unread = f"what it returns is not understood: {what}. {RETURN}"
+            elif probe.options.get("form", "").startswith("packed") and name == "output" and seen[name].dim() == 3:
+                fix = "return a PackedSequence for a PackedSequence"
+                evidence = f"{probe.name}: {what}"
+                patient.add(Finding("a packed input comes back padded", "", fix, evidence, interface=True))
+                patient.diagnosis.not_offered["packed"] = "a packed input comes back padded"
+            else:
+                fix = "refuse what is not offered, or return torch.nn's shape"
+                patient.add(Finding(f"{probe.name}: {what}", "", fix, "and no exception was raised"))
+            return False
+    reader = patient.subject.reader
+    layout = None if reader is None else reader.chosen.get(reader.key(patient.draw(probe, 0)[1].arguments))
+    if layout is not None and probe is BASE and layout.extras:
+        ask_extras(patient, BASE)
+        if patient.diagnosis.findings:
+            return False
+    if layout is not None and not note and not answers_as_read(patient, probe, layout):
+        text = f"no reading of its parameters makes it torch.nn's or a known variant: {GIVE_A_MAP}"
+        if probe is BASE:
+            patient.diagnosis.unread = text
+        else:
+            patient.diagnosis.not_run[probe.name] = text
+        return False
+    patient.diagnosis.unexplained.append(Unexplained(probe.name, found.error, found.near, found.distance, note=note))
+    return False
+
+
+def reconsider(patient: Patient, examples: list[Example], seen: list[dict[str, Tensor]]) -> None:
+    """Tell apart by these numbers names that meant the same so far."""
+    pairs = list(zip(examples, seen, strict=True))
+    fits = (one for one in patient.also if all(error_of(one, *pair) <= tolerance(pair[0]) for pair in pairs))
+    other = next(fits, patient.base)
+    if other is not patient.base:
+        old = [part.name for part in patient.base.parts]
+        evidence = next(f.evidence for f in patient.diagnosis.findings if f.what in old)
+        patient.diagnosis.findings = [f for f in patient.diagnosis.findings if f.what not in old]
+        patient.base = other
+        patient.add(*findings(other, plain(patient.subject.kind), evidence))
+
+
+def accept(patient: Patient, found: Search, probe: Probe) -> None:
+    """Record what was found, and take it for granted from now on."""
+    assert found.best is not None
+    patient.add(*found.findings(patient.base, f"{probe.name}: ", " twice"))
+    patient.base, patient.also = found.best, found.also
+
+
+def refused(patient: Patient, probe: Probe, case: Case, drawn: Draw, error: str) -> bool:
+    """Record that the subject raised. What it refuses is not offered; the base case it must have, in float64."""
+    single = Precision(torch.float32, torch.float32)
+    if observe(patient.subject.namespace, replace(case, dtype="float32"), drawn, single).tensors:
+        patient.add(Finding("a float32 tensor in a float64 run", "", ALLOCATE, f"{probe.name}: {error}"))
+        return probe is not BASE
+    if probe is BASE:
+        patient.diagnosis.unread = f"it raises in its first call: {error}"
+        return False
+    kind, _, why = error.partition(": ")
+    if kind == "IncomparableError":
+        patient.diagnosis.not_run[probe.name] = why
+    else:
+        patient.diagnosis.not_offered[probe.name] = why if kind == "NotOfferedError" else error
+    return True

@@ -1,0 +1,109 @@
+"""One subject, and what is known of it so far: how it is called, what it does otherwise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..grid.cases import Case
+from ..grid.run import Draw, Observations, build, draw, observe
+from ..mutants.catalogue import ONE_BIAS
+from ..mutants.definition import Example
+from ..mutants.module import Planted, implementation
+from ..mutants.mutant import Mutant, defined
+from ..mutants.variants import Variant, plain
+from .diagnosis import Diagnosis
+from .probes import ALL, EXACT, Probe, example_of, one_step, values
+from .search import Finding
+from .subjects import Subject
+from .weights import Layout
+
+#: torch.nn's GRU of one bias: what it has in b_hn is added to b_in.
+MERGED = implementation(type("", (Planted,), {"definition": defined(ONE_BIAS.knobs)}))
+
+
+class Patient:
+    """A subject on which probes are run. What is found is written down here, and taken for granted from then on."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        seed: int = 0,
+        nonlinearity: str = "tanh",
+        device: str = "cpu",
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.subject = subject
+        self.kind = subject.class_name + (f"-{nonlinearity}" if subject.kind == "RNN" else "")
+        self.seed = seed
+        self.diagnosis = Diagnosis(subject)
+        self.base = plain(subject.kind)
+        self.also: tuple[Variant, ...] = ()
+        self.exact = True  # no dtype slip was found, so that gradients can be compared
+        self.output_alone = False
+        self.always: dict[str, Any] = {"device": device}  # what every probe has, and options that the subject needs
+        self.backward_errors: dict[str, str] = {}
+        self.given: tuple[Mutant, ...] = ()  # what is taken for granted of all that it returns
+        self.extras_matter = False  # parameters that torch.nn has not change the result
+        self.asked_extras: tuple[str, ...] = ()  # those of which this is known
+        self.progress = progress
+
+    @property
+    def reference(self) -> Any:
+        """Return what the subject is compared with: torch.nn, or torch.nn with one bias where a GRU has one."""
+        return MERGED if ONE_BIAS in self.base.deviations else torch.nn
+
+    def base_of(self, layout: Layout) -> Variant:
+        """Return torch.nn's definition, of one bias where a GRU has one."""
+        usual = plain(self.subject.kind)
+        return replace(usual, deviations=(*self.given, *((ONE_BIAS,) if layout.merged else ())))
+
+    def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
+        """Return the probe's case and numbers; another `number` draws others."""
+        case = replace(probe.case(self.kind), **self.always)
+        seeds = itertools.count(self.seed + 1000 * number)
+        drawn = next(
+            d for d in (draw(case, seed) for seed in seeds) if not probe.batches or len(d.lengths) in probe.batches
+        )
+        if case.dropout:
+            drawn = replace(drawn, arguments={**drawn.arguments, "dropout": ALL})
+        of_input, of_states = probe.scale
+        return case, replace(drawn, input=of_input * drawn.input, hx=tuple(of_states * state for state in drawn.hx))
+
+    def run(self, case: Case, drawn: Draw) -> Observations:
+        if self.output_alone:
+            return self.output_of(case, drawn)
+        return observe(self.subject.namespace, case, drawn, EXACT)
+
+    def output_of(self, case: Case, drawn: Draw) -> Observations:
+        """Say what a subject shows that returns no states."""
+        seen = Observations()
+        if case.is_packed:
+            seen.error = "not looked at where output is returned alone"
+            return seen
+        try:
+            module = build(self.subject.namespace, case, drawn, EXACT)
+            hx = tuple(state.to(case.device) for state in drawn.hx)
+            with torch.no_grad():
+                result = module(drawn.input.to(case.device, copy=True), *((hx,) if len(hx) > 1 else hx))
+        except Exception as error:  # whatever a subject raises is an observation
+            seen.error = f"{type(error).__name__}: {error}"
+            return seen
+        if isinstance(result, Tensor):
+            seen.tensors["output"] = result.cpu()
+        else:
+            seen.error = f"forward returns {type(result).__name__}"
+        return seen
+
+    def step(self, case: Case, drawn: Draw) -> tuple[Example, dict[str, Tensor]]:
+        """Run one step of a problem."""
+        one = drawn if case.is_cell else one_step(drawn)
+        return example_of(case, one), values(self.run(case, one))
+
+    def add(self, *findings: Finding) -> None:
+        self.diagnosis.findings += [one for one in findings if one.what not in self.diagnosis.names]
