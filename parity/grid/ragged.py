@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 States = Sequence[Tensor]  # h and, of an LSTM, c: each (D*num_layers, N, H)
 
@@ -37,12 +37,19 @@ def call(module: nn.Module, input: Tensor, hx: Any, ragged: Ragged, sizes: Seque
 
 
 def packed(module: Any, input: Tensor, hx: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-    """Run the rows packed, and pad what comes back to the length of the input."""
+    """Run the rows packed, and pad what comes back to the length of the input.
+
+    They are gathered and laid back by their places: torch's functions for both can't differentiate complex numbers.
+    """
     assert lengths is not None
-    rows = pack_padded_sequence(input, lengths.cpu(), module.batch_first, enforce_sorted=False)
-    output, state = module(rows, hx)
-    steps = input.size(1 if module.batch_first else 0)
-    return pad_packed_sequence(output, module.batch_first, total_length=steps)[0], state
+    rows = input.transpose(0, 1) if module.batch_first else input
+    L, N = rows.shape[:2]
+    order = pack_padded_sequence(torch.arange(L * N).view(L, N), lengths.cpu(), enforce_sorted=False)
+    order = order.to(input.device)  # type: ignore[arg-type]  # as `Tensor.to` takes it
+    output, state = module(order._replace(data=rows.flatten(0, 1).index_select(0, order.data)), hx)
+    flat = output.data.new_zeros(L * N, output.data.size(1)).index_copy(0, order.data, output.data)
+    padded = flat.view(L, N, -1)
+    return padded.transpose(0, 1) if module.batch_first else padded, state
 
 
 def alone(module: Any, input: Tensor, hx: Any, ragged: Ragged, sizes: Sequence[int]) -> tuple[Tensor, Any]:

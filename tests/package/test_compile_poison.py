@@ -265,16 +265,15 @@ def covering(every, **rotating):
 
 ROTATING = {"mode": MODES, "backend": BACKENDS}
 CASES = [
-    *[(case, c) for c in covering(product(kind=LAYERS, refused=REFUSED, way=WAYS), **ROTATING)],
-    *[(case, c) for c in covering(product(kind=CELLS, way=WAYS), refused=REFUSED, **ROTATING)],
-    *[(case, c) for c in covering(product(kind=[*LAYERS, "LSTM cell"], way=OTHER_WAYS, refused=["rank"]), **ROTATING)],
+    *[(case, c) for c in covering(product(refused=REFUSED, way=WAYS), kind=LAYERS, **ROTATING)],
+    *[(case, c) for c in covering(product(way=WAYS), kind=CELLS, refused=REFUSED, **ROTATING)],
+    *[(case, c) for c in covering(product(way=OTHER_WAYS, refused=["rank"]), kind=LAYERS, **ROTATING)],
+    *[(case, c) for c in covering(product(kind=["LSTM cell"], way=OTHER_WAYS, refused=["rank"]), **ROTATING)],
     *[
         (whole_step, c)
-        for c in product(
+        for c in covering(
+            product(forward=["traced", "eager"], autograd=["eager", "compiled"], backend=["aot_eager"]),
             kind=[*LAYERS, "LSTM cell"],
-            forward=["traced", "eager"],
-            autograd=["eager", "compiled"],
-            backend=["aot_eager"],
         )
     ],
     *[(put_in_place, {"kind": kind, "backend": "aot_eager"}) for kind in LAYERS],
