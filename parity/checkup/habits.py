@@ -45,7 +45,7 @@ def made(doctor: Doctor, case: Case, drawn: Draw, training: bool = True) -> nn.M
 
 def seeded(module: nn.Module, seed: int) -> nn.Module:
     """Seed torch, then return the module."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return module
 
 

@@ -371,7 +371,7 @@ class Reader:
             if positional and given and taken:
                 given, positional = given | dict(zip(taken, positional, strict=False)), ()
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # parameters that torch.nn has not are the same in each
+                torch.default_generator.manual_seed(0)  # parameters that torch.nn has not are the same in each
                 module = self.target(*positional, **given)
         except Exception as error:  # whatever a person's constructor raises
             raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error

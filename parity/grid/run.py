@@ -254,7 +254,7 @@ def _observe(seen: Observations, namespace: Any, case: Case, drawn: Draw, precis
 
     named = dict(zip(("input", "hx"), (input, *hx), strict=False))
     snapshot = {name: tensor.detach().clone() for name, tensor in _callers(module, leaves, input)}
-    torch.manual_seed(drawn.seed)
+    (torch if case.on_gpu else torch.default_generator).manual_seed(drawn.seed)  # torch.manual_seed keeps a stack trace
     with _circumstances(case, precision.dtype):
         if case.is_ragged:
             result = _run_ragged(module, case, drawn, named, leaves)
