@@ -8,12 +8,15 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 Progress = Callable[[str], None]
+TORCH, HARNESS = Path(torch.__file__).parent, Path(__file__).parents[1]
 
 
 def apart(work: Callable[[Progress], dict[str, Any]], limit: float, show: Progress) -> dict[str, Any]:
@@ -53,9 +56,20 @@ def _run(work: Callable[[Progress], dict[str, Any]], write: int) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # closed with the process
         send("result", work(lambda what: send("progress", what)))
     except BaseException as error:  # whatever it is, the process ends here
-        send("result", {"ended": f"{type(error).__name__}: {error}"})
+        send("result", {"ended": said(error)})
     finally:
         os._exit(0)
+
+
+def said(error: BaseException) -> str:
+    """Say what was raised and, where the harness's own code raised it, that this is no fault of the module."""
+    text = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(TORCH)]
+    if not outside or not Path(outside[-1].filename).is_relative_to(HARNESS):
+        return text
+    where = f"{Path(outside[-1].filename).name}, line {outside[-1].lineno}"
+    return f"the harness failed, not the module; please report it: {text} ({where})"
 
 
 def _follow(read: int, child: int, limit: float, show: Progress) -> dict[str, Any]:

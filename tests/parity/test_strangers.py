@@ -297,6 +297,17 @@ def test_a_process_that_ends_or_hangs_is_no_verdict(work, said):
     assert said in apart(work, 0.5, lambda what: None)["ended"]
 
 
+def test_an_error_of_the_harness_is_not_laid_at_the_modules_door(monkeypatch):
+    def fail(*args):
+        raise KeyError("h_1")
+
+    assert apart(fail, 60, print)["ended"] == "KeyError: 'h_1'"
+    monkeypatch.setattr("parity.checkup.examine.habits", {}.__getitem__)
+    ended = apart(lambda progress: check(nn.GRU), 60, print)["ended"]
+    assert ended.startswith("the harness failed, not the module; please report it: KeyError")
+    assert "(examine.py, line " in ended
+
+
 def test_what_a_subject_prints_is_thrown_away(capfd):
     told = []
 
