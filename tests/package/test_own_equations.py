@@ -300,7 +300,7 @@ def test_dropout_between_layers_is_torchs(cell):
 
 @cells
 def test_compiled_is_eager_with_its_gradients(cell):
-    rnn = build(cell, num_layers=2)
+    rnn = build(cell)
     torch._dynamo.reset()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
     for options in ({}, {"lengths": torch.tensor(LENGTHS)}, {"resets": RESETS}):
@@ -312,7 +312,7 @@ def test_compiled_is_eager_with_its_gradients(cell):
 
 @cells
 def test_exported_is_eager_at_another_length(cell):
-    rnn = build(cell, num_layers=2).eval()
+    rnn = build(cell).eval()
     input, _ = batch(rnn)
     program = torch.export.export(rnn, (input.detach(),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     longer = randn(9, N, H_IN, seed=7)
