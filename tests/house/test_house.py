@@ -30,7 +30,7 @@ MODULES = [importlib.import_module(name) for name in SOURCES if name != "rnnkit"
 #: Who imports whom in rnnkit, each file below all that it imports: dependencies point one way, up this page.
 PICTURE = """
 equations
-checks
+checks         <- equations
 sequence
 untraced
 stack          <- equations
