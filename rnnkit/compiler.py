@@ -9,7 +9,7 @@ Neither graph grows with the length.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -59,16 +59,19 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
     """
     # Autograd of scan is not to be had: it fails where a step keeps a size for its backward, as GRU's does.
     direction = direction.given([t if t is None else t.detach() for t in direction.tensors])
-    weights = direction.weights
+    weights, nothing = direction.weights, cast(Tensor, None)
     state = tuple(s.clone() for s in direction.state)  # nor does it take a view of a view
+    step = direction._replace(
+        input=nothing, state=(), lengths=None, resets=None
+    )  # nor in its steps a size that is free
     if direction.ragged:
-        direction = direction._replace(reset_to=tuple(s.clone() for s in direction.reset_to))
+        step = step._replace(reset_to=tuple(s.clone() for s in direction.reset_to))
         masks = recurrence.masks(direction)
         igates = recurrence.masked_igates(direction, masks.there)
-        state, output = scan(partial(_masked, direction), state, (igates, *masks), reverse=direction.reverse)
+        state, output = scan(partial(_masked, step), state, (igates, *masks), reverse=direction.reverse)
         return output, state
     igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
-    state, output = scan(partial(_scanned, direction), state, igates, reverse=direction.reverse)
+    state, output = scan(partial(_scanned, step), state, igates, reverse=direction.reverse)
     return output, state
 
 

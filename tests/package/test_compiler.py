@@ -455,7 +455,7 @@ def test_the_operators_are_what_torch_asks_of_operators(kind, packed, path, ever
         [True] * len(tensors),
         [tensor is not None for tensor in stack.direction(0, stack.input, True).tensors],
         stack.batch_sizes,
-        "LSTM" if kind == "LSTM-proj" else kind,
+        stack.equation.key,
         True,
         path,
         every,

@@ -388,7 +388,17 @@ def test_the_operators_are_what_torch_asks_of_operators(path):
     draws = [randn(*shape, seed=k).requires_grad_() for k, shape in enumerate([(5, 3, 2), (12, 2), (12, 4), (3, 4)])]
     input, w_ih, w_hh, h = draws
     there = [True, True, True, False, False, False, True, True]
-    args = [input, w_ih, w_hh, h, h.detach()], [True] * 4 + [False], there, None, "GRU", False, path, None, None
+    args = (
+        [input, w_ih, w_hh, h, h.detach()],
+        [True] * 4 + [False],
+        there,
+        None,
+        rnnkit.EQUATIONS["GRU"].key,
+        False,
+        path,
+        None,
+        None,
+    )
     torch.library.opcheck(torch.ops.rnnkit.unroll.default, (*args, LENGTHS, RESETS))
 
 
