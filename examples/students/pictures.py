@@ -1,11 +1,11 @@
 """Draw the pictures of this page, as SVG: python examples/students/pictures.py [--folder FOLDER]
 
 Each is drawn from what rnnkit's own code says: an equation run on wires, the letters of a record, the keys and
-values of a trace. Needs the extra `examples`. `--lengths FILE.csv` says which times are drawn against the length.
+values of a trace. Needs the extra `examples`. `--lengths FILE.json` says which times are drawn against the length.
 """
 
 import argparse
-import csv
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import rnnkit
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 import watch_the_gates  # noqa: E402
+from plot import NAMES  # noqa: E402
 
 
 def strip(axes, rows: dict[str, list[float]], steps: list[str], watch: dict[str, str], names: dict[str, str]) -> None:
@@ -57,7 +58,7 @@ def gates():
         axes.axis("off")
         steps = [("write", "hold", third)[k] for k in command]
         watch = {letter: step for letter, step in watch_the_gates.WATCH.items() if letter in rows}
-        strip(axes, rows, steps, watch, watch_the_gates.NAMES)
+        strip(axes, rows, steps, watch, NAMES)
         axes.text(
             -3.3,
             len(rows) + 0.85,
@@ -82,35 +83,28 @@ def plain(axes) -> None:
 
 
 def lengths(path: Path):
-    """Time against length, torch.nn's and rnnkit's, of a CSV: columns length, nn, rnnkit, in ms; # begins a title."""
-    lines = path.read_text().splitlines()
-    told = [line.lstrip("# ") for line in lines if line.startswith("#")]
-    data = [
-        [float(number) for number in row.values()] for row in csv.DictReader(line for line in lines if line[:1] != "#")
-    ]
+    """Time against length of a training step of a GRU, as `python -m parity speed --ragged --json FILE` measures it."""
+    measured = json.loads(path.read_text())
+    rows = [row for row in measured["rows"] if row["kind"] == "GRU"]
+    at = [row["length"] for row in rows]
+    lines = ("theirs", "torch.nn", "g"), ("ours_packed", "rnnkit", "f"), ("ours_by_lengths", "lengths=", "i")
+    both = [[1000 * row[way] for row in rows] for way, *_ in lines]
     figure, _ = sheet(1, 0.62)
     axes = figure.add_axes((0.13, 0.15, 0.71, 0.6), facecolor=ink("paper"), xscale="log", yscale="log")
-    at, *both = zip(*data, strict=True)
-    for times, name, letter in zip(both, ("torch.nn", "rnnkit"), ("g", "f"), strict=True):
+    for times, (_, name, letter), up in zip(both, lines, (0, 7, -7), strict=True):
         axes.plot(at, times, "o-", color=of(letter), linewidth=2.2, markersize=6)
-        axes.annotate(
-            name,
-            (at[-1], times[-1]),
-            (10, 0),
-            textcoords="offset points",
-            color=of(letter),
-            size=12.5,
-            weight="bold",
-            va="center",
-        )
+        style = {"color": of(letter), "size": 12.5, "weight": "bold", "va": "center"}
+        axes.annotate(name, (at[-1], times[-1]), (10, up), textcoords="offset points", **style)
     axes.set_xticks(at, [f"{n:,.0f}" for n in at])
     top = 10 ** torch.tensor(max(map(max, both))).log10().ceil().int().item()
     marks = [m for m in (0.1, 1, 10, 100, 1000, 10_000, 100_000) if min(map(min, both)) / 10 < m <= top]
     axes.set_yticks(marks, [f"{m:,g} ms" if m < 1000 else f"{m // 1000:,g} s" for m in marks])
     plain(axes)
     axes.set_xlabel("L, steps (both axes logarithmic)", color=ink("ink"), size=11)
-    figure.text(0.02, 0.93, told[0], color=ink("ink"), size=12.5, weight="bold", va="center")
-    figure.text(0.02, 0.89, "\n".join(told[1:]), color=ink("faint"), size=10.5, va="top")
+    told = "Training on rows of lengths from 1 to L, packed and by lengths="
+    where = f"{measured['about']}\n{measured['head'].partition(' beside ')[2]}"
+    figure.text(0.02, 0.93, told, color=ink("ink"), size=12.5, weight="bold", va="center")
+    figure.text(0.02, 0.89, where, color=ink("faint"), size=10.5, va="top")
     return figure
 
 
@@ -161,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="as lstm.svg; all, if none is named")
     parser.add_argument("--folder", type=Path, default=HERE)
-    parser.add_argument("--lengths", type=Path, default=HERE / "lengths.csv", metavar="FILE")
+    parser.add_argument("--lengths", type=Path, default=HERE / "lengths.json", metavar="FILE")
     parser.add_argument("--png", action="store_true", help="as PNG too, to look at")
     options = parser.parse_args()
     for name, (draw, about) in pictures(options.lengths).items():

@@ -108,7 +108,8 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     version = f"torch.nn {torch.__version__}"
     head = f"{subject.title(options)} beside {version}, {time.strftime('%Y-%m-%d')}, {processor()}, one thread"
-    print(f"{head}\nA training step in float32, {N} rows, input and state of {SIZE}\n")
+    about = f"A training step in float32, {N} rows, input and state of {SIZE}"
+    print(f"{head}\n{about}\n")
     rows: list[Row] = []
     for kind in options.kinds:
         for length in options.lengths:
@@ -116,5 +117,6 @@ def main(argv: list[str]) -> int:
             print(f"{kind}, {length}: {rows[-1].theirs / rows[-1].ours_by_lengths:.2f}", file=sys.stderr, flush=True)
     print(table(rows))
     if options.json:
-        options.json.write_text(json.dumps({"head": head, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        data = {"head": head, "about": about, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
     return 0

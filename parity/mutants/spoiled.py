@@ -47,7 +47,7 @@ def _in(where: str, *rows: tuple[str, ...]) -> Iterator[Spoiled]:
 
 def _without(*rows: tuple[str, ...]) -> Iterator[Spoiled]:
     """List grids of only those cases that satisfy a condition."""
-    old = "[*_layers(), *_cells(), *_specials()]"
+    old = "[*_layers(), *_cells(), *_specials(), *(_ragged() if ragged else ())]"
     for name, condition, *rest in rows:
         yield Spoiled(f"a grid {name}", "grid.cases.grid", old, f"[case for case in {old} if {condition}]", *rest)
 
@@ -63,6 +63,7 @@ PLAIN, OTHER_ORDER = CONTROLS
 W_HH = "gradient of W_hh 0.1 % off"
 DRAWN = "return Draw(arguments, weights, input, hx, lengths, cotangents,"
 OUTPUTS = 'for name, tensor in outputs.items()}\n    seen.facts["requires_grad"]'
+LEAVES = "leaf.grad for name, leaf in leaves.items()}\n        if case.is_ragged"
 ALLOWED = "return min((2 if exact else 3) * own + 2 * eps * math.sqrt(depth), math.pow(eps, 0.25))"
 FOUND = "for found in findings"
 LENGTHS = 'if case.form == "unbatched":'
@@ -117,7 +118,7 @@ SPOILED = (
         ("reads gradients from state_dict(), where none are",
          "parameter in module.named_parameters()}\n    seen", "parameter in module.state_dict().items()}\n    seen",
          W_HH),
-        ("never reads gradients of input and hx", "leaf in leaves.items()", "leaf in ()", "hx is detached"),
+        ("never reads gradients of input and hx", LEAVES, LEAVES.replace("leaves.items()", "()"), "hx is detached"),
         ("ignores output", OUTPUTS, OUTPUTS.replace("}", " if name != 'output'}", 1), "output a ten-thousandth off"),
         ("ignores h_n", OUTPUTS, OUTPUTS.replace("}", " if name[0] != 'h'}", 1), "h_n a ten-thousandth off"),
         ("ignores c_n", OUTPUTS, OUTPUTS.replace("}", " if name[0] != 'c'}", 1), "c_n a ten-thousandth off"),

@@ -427,4 +427,4 @@ def test_an_unknown_mode_is_told_which_there_are():
     with pytest.raises(ValueError, match="Unrecognized RNN mode: lstm") as caught:
         rnnkit.RNNBase("lstm", 3, 4)
     assert str(caught.value) == "Unrecognized RNN mode: lstm"
-    assert caught.value.__notes__ == ["mode should be one of RNN_TANH, RNN_RELU, LSTM, GRU"]
+    assert caught.value.__notes__ == ["mode should be one of RNN_TANH, RNN_RELU, LSTM, GRU, or an Equation"]

@@ -82,6 +82,16 @@ def own(monkeypatch):
     return explain(layer("MGU"), sequence())
 
 
+def with_parameters():
+    """Of which no kernel knows."""
+
+    def step(igates, hgates, state, gain):
+        return (torch.tanh(igates + hgates) * gain,), (igates,)
+
+    own = rnnkit.Equation(step, ("h",), ("h",), (rnnkit.Own("gain", "(H)"),))
+    return explain(rnnkit.RNNBase(own, 3, 4), sequence())
+
+
 def not_telling(monkeypatch):
     monkeypatch.setattr(paths, "TELLING", False)
     return explain(layer(), sequence())
@@ -108,6 +118,9 @@ SAID = {
     "compiled: torch.compile or torch.export traces it": compiled,
     "readable: the attribute `path` is 'readable'": lambda _: set_to("readable", 50),
     "readable: the equation has no kernel": own,
+    "readable: the equation has parameters of its own, draws random numbers, or is not recurrent": lambda _: (
+        with_parameters()
+    ),
     "readable: torch.bfloat16 has no kernels on cpu": lambda _: explain(layer().bfloat16(), sequence().bfloat16()),
     "readable: 2 steps don't pay": lambda _: explain(layer(), sequence(2)),
     "readable: 0 steps don't pay": lambda _: explain(layer(), sequence(0)),

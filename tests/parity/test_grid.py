@@ -10,7 +10,7 @@ import torch
 
 from parity.contract.answers import contract
 from parity.grid import verdict
-from parity.grid.cases import AXES, CELLS, DTYPES, KINDS, SPECIALS, Case, grid, quick
+from parity.grid.cases import AXES, CELLS, DTYPES, KINDS, RAGGED, SPECIALS, Case, grid, quick
 from parity.grid.compare import Yardstick, allowance, judge, relative_error
 from parity.grid.run import Precision, draw, observe, same_bits
 from parity.grid.subject import load
@@ -51,7 +51,11 @@ def test_torch_nn_is_torch_nn_bit_for_bit():
 def test_the_grid_is_the_full_product():
     plain = [case for case in GRID if not case.special and not case.is_cell]
     per_backend = 3 * 2 * 2 * 2 * 3 * 4 * 2  # layers, bias, batch_first, bidirectional, dropout, form, hx
-    counts = Counter((case.kind, case.dtype, case.onednn) for case in plain)
+    cut = Counter((case.kind, case.dtype, case.onednn, case.form) for case in plain if case.is_ragged)
+    assert set(cut.values()) == {3 * 2 * 2 * 2 * 2}  # the same without dropout, of each of RAGGED
+    counts = Counter((case.kind, case.dtype, case.onednn) for case in plain if not case.is_ragged)
+    assert {key[:3] for key in cut} == set(counts)
+    assert {key[3] for key in cut} == set(RAGGED)
     assert {count for (_, dtype, _), count in counts.items() if not dtype.startswith("complex")} == {per_backend}
     assert {count for (_, dtype, _), count in counts.items() if dtype.startswith("complex")} == {per_backend * 2 // 3}
     assert {(kind, dtype) for kind, dtype, _ in counts} == {
@@ -93,8 +97,11 @@ def test_every_gradient_of_torch_nn_is_there_and_not_zero():
             dtype = getattr(torch, case.dtype)
             seen = observe(torch.nn, case, draw(case, 0), Precision(dtype, dtype))
             grads = {name: tensor for name, tensor in seen.tensors.items() if name.startswith("grad of")}
-            parameters = len(draw(case, 0).weights) + 1 + len(draw(case, 0).hx)
+            drawn = draw(case, 0)
+            parameters = len(drawn.weights) + 1 + len(drawn.hx) + len(drawn.reset_to)
             assert len(grads) == parameters
+            if case.is_ragged:  # a state that no row begins with has none
+                grads = {name: grad for name, grad in grads.items() if not name.endswith("_0")}
             if case.is_cell and not case.hx:  # h is zero then, and so is the gradient of what multiplies it
                 assert not grads.pop("grad of weight_hh").any()
             assert all(grad is not None and grad.any() for grad in grads.values()), case.name
