@@ -22,7 +22,7 @@ from .report import terminal
 
 EPILOG = """\
 examples:
-  python -m parity                                   everything, a minute or two
+  python -m parity                                   everything, some minutes
   python -m parity --quick                           a covering subset, seconds
   python -m parity -k "LSTM and packed and not hx"   some cases; a full name selects one and shows its tensors
   python -m parity -k contract                       signatures, keys, messages only

@@ -136,9 +136,10 @@ def text(results: list[Result], answers: list[Answer], seconds: float, again: st
         parts += [detail(results[0]), ""]
     elif results:
         parts += ["Cases by module and axis: bitwise / within rounding / different", table(results), ""]
-        lower = "TF32" if results[0].case.on_gpu else "oneDNN"
-        parts += [f"With {lower} off, percentage of cases bitwise in every value | and in every gradient"]
-        parts += [bitwise_share(results), ""]
+        lower, torchs = "TF32" if results[0].case.on_gpu else "oneDNN", [r for r in results if not r.case.is_ragged]
+        if torchs:
+            parts += [f"With {lower} off, torch.nn's arguments: percentage of cases bitwise in every value | gradient"]
+            parts += [bitwise_share(torchs), ""]
         extreme = worst(results)
         if extreme is not None and extreme.worst is not None:
             parts += [f"Worst: {extreme.worst.name}: {what(extreme.worst)}, in", f"  {extreme.case.name}", ""]
