@@ -21,6 +21,8 @@ from torch.nn import functional as F
 import rnnkit
 
 WRITE, HOLD, THIRD = 0, 1, 2
+X = torch.tensor([1.0, -1, -1, 1, -1, -1, 1, 1, -1, 1, -1, -1])
+COMMAND = torch.tensor([WRITE, HOLD, HOLD, THIRD, HOLD, WRITE, HOLD, THIRD, THIRD, WRITE, HOLD, THIRD])
 
 
 def answers(x: Tensor, command: Tensor, mode: str) -> Tensor:
@@ -67,20 +69,22 @@ def draw(panels: dict[str, tuple[list[str], dict[str, Tensor]]], path: str) -> s
     return f"picture: {path}"
 
 
+def watched(kind: type[rnnkit.RNNBase], third: str, seed: int) -> tuple[rnnkit.RNNBase, list[str], dict[str, Tensor]]:
+    """A trained network, the commands of a sequence in words, and what is seen of it by letter, each (L, 1)."""
+    network = train(kind, seed)
+    steps = [("write", "hold", third)[k] for k in COMMAND]
+    return network, steps, {"x": X[:, None]} | rnnkit.trace(network, encode(X, COMMAND)).seen["l0"]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--picture", default="gates.png")
     path = parser.parse_args().picture
-    x = torch.tensor([1.0, -1, -1, 1, -1, -1, 1, 1, -1, 1, -1, -1])
-    command = torch.tensor([WRITE, HOLD, HOLD, THIRD, HOLD, WRITE, HOLD, THIRD, THIRD, WRITE, HOLD, THIRD])
     panels = {}
     for kind, third, seed in (rnnkit.LSTM, "ask", 2), (rnnkit.GRU, "flip", 1):
-        network = train(kind, seed)
-        input = encode(x, command)  # (L, 3)
-        seen = {"x": x[:, None]} | rnnkit.trace(network, input).seen["l0"]  # each (L, 1)
-        steps = [("write", "hold", third)[k] for k in command]
+        network, steps, seen = watched(kind, third, seed)
         rows = {letter: values.flatten().tolist() for letter, values in seen.items()}
-        off = (network(input)[0].squeeze(-1) - torch.tensor(rows["h"])).abs().max().item()
+        off = (network(encode(X, COMMAND))[0].squeeze(-1) - torch.tensor(rows["h"])).abs().max().item()
         panels[f"{kind.__name__} of one unit: write, hold, {third}"] = steps, seen
         print(f"{kind.__name__}".ljust(4) + "".join(f"{step:>6}" for step in steps))
         print("\n".join(f"{letter:4}" + "".join(f"{value:6.2f}" for value in row) for letter, row in rows.items()))

@@ -9,7 +9,7 @@ Neither graph grows with the length.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,11 +59,10 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
     """
     # Autograd of scan is not to be had: it fails where a step keeps a size for its backward, as GRU's does.
     direction = direction.given([t if t is None else t.detach() for t in direction.tensors])
-    weights, nothing = direction.weights, cast(Tensor, None)
+    weights = direction.weights
     state = tuple(s.clone() for s in direction.state)  # nor does it take a view of a view
-    step = direction._replace(
-        input=nothing, state=(), lengths=None, resets=None
-    )  # nor in its steps a size that is free
+    nothing: Any = None  # what a step reads may have no size that is free
+    step = direction._replace(input=nothing, state=(), lengths=None, resets=None)
     if direction.ragged:
         step = step._replace(reset_to=tuple(s.clone() for s in direction.reset_to))
         masks = recurrence.masks(direction)

@@ -68,6 +68,11 @@ def gru(igates: Tensor, hgates: Tensor, state: State) -> tuple[State, Gates]:
     return (h,), (r, z, n)
 
 
+def name_of(step: Step) -> str:
+    """Return the name of a function, or of the class of what can be called like one."""
+    return getattr(step, "__name__", type(step).__name__)
+
+
 class Own(NamedTuple):
     """A parameter that an equation has besides W and b, one for each layer and direction.
 
@@ -129,7 +134,7 @@ class Equation:
     @property
     def name(self) -> str:
         """The name of the step."""
-        return getattr(self.step, "__name__", type(self.step).__name__)
+        return name_of(self.step)
 
     def extras(self, own: tuple[Tensor, ...], training: bool) -> Mapping[str, Any]:
         """Return what the step takes by name: the equation's own parameters and, if it is random, `training`."""

@@ -119,9 +119,8 @@ class RNNBase(nn.Module):
         H_out = proj_size or hidden_size
         self._all_weights: list[list[str]] = []
         for k in range(num_layers):
-            H_in = D * H_out if k else input_size
+            shapes = self._shapes(D * H_out if k else input_size, H_out)
             for suffix in ("", "_reverse")[:D]:
-                shapes = self._shapes(H_in, H_out)
                 self._all_weights.append([f"{name}_l{k}{suffix}" for name in shapes])
                 for name, shape in zip(self._all_weights[-1], shapes.values(), strict=True):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -194,9 +193,8 @@ class RNNBase(nn.Module):
         weights, own = zip(*(self._as_weights(each) for each in all_weights), strict=True)
         dropout = self.dropout if self.training else 0.0
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
-        stack = Stack(self.equation, form.rows(batch), states, weights, form.batch_sizes, *settings)
-        if self._own_equation is not None:
-            stack = stack._replace(own=own, training=self.training)
+        rows, sizes = form.rows(batch), form.batch_sizes
+        stack = Stack(self.equation, rows, states, weights, sizes, *settings, own=own, training=self.training)
         return form, self._ragged(form, stack, lengths, resets, reset_to) if ragged else stack
 
     def _ragged(self, form: Form, stack: Stack, lengths: Any, resets: Any, reset_to: Any) -> Stack:

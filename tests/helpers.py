@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_leaves
 
 import rnnkit
 
@@ -112,6 +113,14 @@ def tensors(result: Any) -> dict[str, Tensor]:
     if isinstance(second, tuple):
         return {"output": first, "h_n": second[0], "c_n": second[1]}
     return {"output": first, "h_n": second}
+
+
+def weighed(results: Any, leaves: list[Tensor]) -> dict[str, Tensor]:
+    """All tensors of a result, and the gradients of a random weighting of them."""
+    results = tree_leaves(results)
+    loss = sum((y * randn(*y.shape, seed=k, dtype=y.dtype)).sum() for k, y in enumerate(results))
+    grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    return numbered("result", [y.detach() for y in results]) | numbered("grad", grads)
 
 
 def numbered(name: str, tensors: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import io
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from parity.bench.speed import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
@@ -139,13 +140,6 @@ def outputs(dated: str | None) -> Iterator[tuple[Block, str]]:
         elif dated is not None and dated in bare:
             here = f"{time.strftime('%Y-%m-%d')}, {processor()}, torch {torch.__version__}"
             yield block, f"$ {bare}  # {here}\n{run_command(bare)}"
-
-
-def processor() -> str:
-    """Return what the processor says it is."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.exists() else []
-    return names[0] if names else platform.machine()
 
 
 def main() -> int:

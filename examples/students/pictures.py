@@ -46,17 +46,13 @@ def strip(axes, rows: dict[str, list[float]], steps: list[str], watch: dict[str,
 
 def gates():
     """What the gates of a trained LSTM and GRU do through time, and what to look for."""
-    x = torch.tensor([1.0, -1, -1, 1, -1, -1, 1, 1, -1, 1, -1, -1])
-    command = torch.tensor([0, 1, 1, 2, 1, 0, 1, 2, 2, 0, 1, 2])
     figure, _ = sheet(1, 0.92, 8.6)
     halves = (rnnkit.LSTM, "ask", 2, (0, 0.47, 1, 0.52)), (rnnkit.GRU, "flip", 1, (0, 0.035, 1, 0.38))
     for kind, third, seed, place in halves:
-        network = watch_the_gates.train(kind, seed)
-        seen = rnnkit.trace(network, watch_the_gates.encode(x, command)).seen["l0"]
-        rows = {"x": x.tolist()} | {letter: values.flatten().tolist() for letter, values in seen.items()}
+        _, steps, seen = watch_the_gates.watched(kind, third, seed)
+        rows = {letter: values.flatten().tolist() for letter, values in seen.items()}
         axes = figure.add_axes(place, xlim=(-3.4, 11.7), ylim=(-0.1, len(rows) + 1.15))
         axes.axis("off")
-        steps = [("write", "hold", third)[k] for k in command]
         watch = {letter: step for letter, step in watch_the_gates.WATCH.items() if letter in rows}
         strip(axes, rows, steps, watch, NAMES)
         axes.text(

@@ -226,14 +226,14 @@ capability("backward", "autograd")(lambda b: b.run)
 capability("backward in eval mode", "autograd")(lambda b: b.module.eval())
 
 
-@capability("double backward", "autograd")
-def _(b: Bench) -> Answer:
-    def second(run: Run, x: Tensor) -> Any:
-        x = x.detach().requires_grad_()
-        (first,) = torch.autograd.grad(scalar(run(x)), x, create_graph=True)
-        return torch.autograd.grad((first**2).sum(), x)
+def second(run: Run, x: Tensor) -> Any:
+    """Differentiate the square of the first derivative by x."""
+    x = x.detach().requires_grad_()
+    (first,) = torch.autograd.grad(scalar(run(x)), x, create_graph=True)
+    return torch.autograd.grad((first**2).sum(), x)
 
-    return second(b.run, b.x), second(b.truth, b.x.double())
+
+capability("double backward", "autograd")(lambda b: (second(b.run, b.x), second(b.truth, b.x.double())))
 
 
 @capability("gradcheck, gradgradcheck", "autograd")
@@ -358,10 +358,10 @@ def _(b: Bench) -> Answer:
 # torch.compile ------------------------------------------------------------------------------------------------------
 
 
-def compiled(b: Bench, backend: Any = "aot_eager", **options: Any) -> Run:
-    """Compile the module in one piece, with nothing left of what was compiled before."""
+def compiled(b: Bench, backend: Any = "aot_eager", run: Run | None = None, **options: Any) -> Run:
+    """Compile the module, or a way to run it, in one piece, with nothing left of what was compiled before."""
     torch._dynamo.reset()
-    return torch.compile(b.module, backend=backend, fullgraph=True, **options)
+    return torch.compile(run or b.module, backend=backend, fullgraph=True, **options)
 
 
 @capability("inference, fullgraph", "torch.compile")
@@ -466,23 +466,27 @@ def _(b: Bench) -> None:
         check_program(b, elsewhere)
 
 
-@capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True, cpu_only=True)
-def _(b: Bench) -> None:
+def in_onnxruntime(b: Bench, **arguments: Any) -> Run:
+    """Export the module to ONNX, and return the function that runs it on the tensors of a call."""
     import onnxruntime
 
     torch._dynamo.reset()
-    b.module.eval()
-    program = torch.onnx.export(b.module, (b.x, b.hx), dynamo=True, dynamic_shapes=dimensions(b), verbose=False)
+    program = torch.onnx.export(b.module.eval(), **arguments, dynamo=True, verbose=False)
     assert program is not None
     file = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
-    def run(x: Tensor, hx: Any) -> list[Tensor]:
-        values = [tensor.numpy() for tensor in flat((x, hx))]
+    def run(*call: Any) -> list[Tensor]:
+        values = [tensor.numpy() for tensor in flat(call)]
         return [torch.from_numpy(y) for y in session.run(None, dict(zip(names, values, strict=True)))]
 
-    check_program(b, run)
+    return run
+
+
+@capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True, cpu_only=True)
+def _(b: Bench) -> None:
+    check_program(b, in_onnxruntime(b, args=(b.x, b.hx), dynamic_shapes=dimensions(b)))
 
 
 # No steps at all ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,21 @@ import torch
 from torch import Tensor
 
 from ..grid.ragged import Ragged, alone
-from .capabilities import Answer, Bench, H, Run, capability, close, each, flat, functional, scalar
+from .capabilities import (
+    Answer,
+    Bench,
+    H,
+    Run,
+    capability,
+    close,
+    compiled,
+    each,
+    flat,
+    functional,
+    in_onnxruntime,
+    scalar,
+    second,
+)
 
 GROUP = "lengths and resets"
 
@@ -50,13 +64,7 @@ def _(b: Bench) -> None:
 @capability("double backward", GROUP, cells=False)
 def _(b: Bench) -> Answer:
     cut = lengths_and_resets(b)
-
-    def second(run: Run, x: Tensor) -> Any:
-        x = x.detach().requires_grad_()
-        (first,) = torch.autograd.grad(scalar(run(x, *cut)), x, create_graph=True)
-        return torch.autograd.grad((first**2).sum(), x)
-
-    return second(run(b), b.x), second(truth(b), b.x.double())
+    return second(lambda x: run(b)(x, *cut), b.x), second(lambda x: truth(b)(x, *cut), b.x.double())
 
 
 @capability("jvp (forward mode)", GROUP, cells=False)
@@ -89,18 +97,15 @@ def _(b: Bench) -> None:
 
 @capability("torch.compile, training, fullgraph", GROUP, cells=False)
 def _(b: Bench) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(run(b), backend="aot_eager", fullgraph=True)
+    module = compiled(b, run=run(b))
     for steps, rows in ((5, 2), (7, 3)):
         x, cut = b.input(steps=steps, rows=rows), lengths_and_resets(b, steps, rows)
-        close(compiled(x, *cut), truth(b)(x, *cut))
-        close(b.grads(compiled, x, *cut), true_grads(b, x, *cut))
+        close(module(x, *cut), truth(b)(x, *cut))
+        close(b.grads(module, x, *cut), true_grads(b, x, *cut))
 
 
 def export_arguments(b: Bench) -> dict[str, Any]:
     """Return what torch.export and torch.onnx.export are given: lengths and resets are inputs, all sizes are free."""
-    torch._dynamo.reset()
-    b.module.eval()
     lengths, resets = lengths_and_resets(b)
     steps, rows = torch.export.Dim("L", min=1), torch.export.Dim("N", min=1)
     shape = {0: rows, 1: steps} if b.batch_first else {0: steps, 1: rows}
@@ -119,22 +124,11 @@ def check_program(b: Bench, program: Run) -> None:
 
 @capability("torch.export, any length and batch", GROUP, cells=False)
 def _(b: Bench) -> None:
-    program = torch.export.export(b.module, **export_arguments(b)).module()
+    torch._dynamo.reset()
+    program = torch.export.export(b.module.eval(), **export_arguments(b)).module()
     check_program(b, lambda x, lengths, resets: flat(program(x, lengths=lengths, resets=resets)))
 
 
 @capability("ONNX, run by onnxruntime", GROUP, cells=False, needs="onnxruntime", slow=True, cpu_only=True)
 def _(b: Bench) -> None:
-    import onnxruntime
-
-    program = torch.onnx.export(b.module, **export_arguments(b), dynamo=True, verbose=False)
-    assert program is not None
-    file = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
-
-    def run(*tensors: Tensor) -> list[Tensor]:
-        values = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
-        return [torch.from_numpy(y) for y in session.run(None, values)]
-
-    check_program(b, run)
+    check_program(b, in_onnxruntime(b, **export_arguments(b)))

@@ -10,7 +10,6 @@ import argparse
 import inspect
 import json
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..grid import subject
-from .speed import Step, processor
+from .speed import Step, Stopwatch, headline
 
 KINDS = ("GRU", "LSTM", "RNN")
 LENGTHS = (50, 200, 800, 2000)
@@ -38,17 +37,15 @@ class Row:
     ours_by_lengths: float
 
 
-def least(step: Step, seconds: float) -> float:
-    """Return the least time of a step, called for some seconds, or once if that takes longer."""
+def least(step: Step, watch: Stopwatch) -> float:
+    """Return the least time of a step, called as long as the watch says, or once if that takes longer."""
     times: list[float] = []
-    while not times or sum(times) < seconds:
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
+    while not times or sum(times) < watch.seconds:
+        times.append(watch.once(step))
     return min(times)
 
 
-def measure(kind: str, length: int, namespace: object, seconds: float) -> Row:
+def measure(kind: str, length: int, namespace: object, watch: Stopwatch) -> Row:
     """Measure the three ways, on lengths drawn from 1 to `length`, of which one is that."""
     torch.manual_seed(0)
     lengths = torch.randint(1, length + 1, (N,))
@@ -70,10 +67,10 @@ def measure(kind: str, length: int, namespace: object, seconds: float) -> Row:
         return first
 
     ways: list[Step] = [by_packing(theirs), by_packing(ours), lambda: output().sum().backward()]  # type: ignore[no-untyped-call]
-    for way in ways if length == min(LENGTHS) else ways[1:]:
+    for way in ways if length <= min(LENGTHS) else ways[1:]:
         way()  # to warm up; long ones by torch.nn need none
     rows = pack_padded_sequence(x, lengths, enforce_sorted=False).data.size(0)
-    return Row(kind, length, rows, *(least(way, seconds) for way in ways))
+    return Row(kind, length, rows, *(least(way, watch) for way in ways))
 
 
 def table(rows: list[Row]) -> str:
@@ -106,14 +103,13 @@ def main(argv: list[str]) -> int:
         if "lengths" not in inspect.signature(getattr(namespace, kind).forward).parameters:
             parser.error(f"the subject's {kind} takes no lengths=")
     torch.set_num_threads(1)
-    version = f"torch.nn {torch.__version__}"
-    head = f"{subject.title(options)} beside {version}, {time.strftime('%Y-%m-%d')}, {processor()}, one thread"
+    head = f"{headline(options)}, one thread"
     about = f"A training step in float32, {N} rows, input and state of {SIZE}"
     print(f"{head}\n{about}\n")
     rows: list[Row] = []
     for kind in options.kinds:
         for length in options.lengths:
-            rows.append(measure(kind, length, namespace, options.seconds))
+            rows.append(measure(kind, length, namespace, Stopwatch(options.seconds)))
             print(f"{kind}, {length}: {rows[-1].theirs / rows[-1].ours_by_lengths:.2f}", file=sys.stderr, flush=True)
     print(table(rows))
     if options.json:

@@ -247,6 +247,11 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def headline(options: argparse.Namespace) -> str:
+    """Say what is measured, when and where."""
+    return f"{subject.title(options)} beside torch.nn {torch.__version__}, {time.strftime('%Y-%m-%d')}, {processor()}"
+
+
 def _parser() -> argparse.ArgumentParser:
     names = [kind.name for kind in KINDS]
     parser = argparse.ArgumentParser(prog="python -m parity speed", description=__doc__.splitlines()[0])
@@ -277,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     watch = Stopwatch(seconds, time.process_time if options.clock == "cpu" else time.perf_counter)
     kinds = [kind for kind in KINDS if kind.name in options.kinds]
 
-    head = f"{subject.title(options)} beside torch.nn {torch.__version__}, {time.strftime('%Y-%m-%d')}, {processor()}"
+    head = headline(options)
     print(head)
     results: list[dict[str, Any]] = []
     before = torch.get_num_threads()

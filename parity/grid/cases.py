@@ -12,7 +12,7 @@ import ast
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -126,21 +126,14 @@ def _backends(kind: str) -> Iterator[tuple[str, bool]]:
             yield dtype, True
 
 
-def _layers() -> Iterator[Case]:
+def _layers(dropouts: Iterable[str] = DROPOUTS, forms: Iterable[str] = FORMS) -> Iterator[Case]:
     for kind in KINDS:
         for dtype, onednn in _backends(kind):
-            for rest in itertools.product((1, 2, 3), YES_NO, YES_NO, YES_NO, DROPOUTS, FORMS, YES_NO):
+            for rest in itertools.product((1, 2, 3), YES_NO, YES_NO, YES_NO, dropouts, forms, YES_NO):
                 case = Case(kind, dtype, onednn, *rest)
                 if case.dropout == "dropout_train" and dtype.startswith("complex"):
                     continue  # bernoulli_ is not defined on complex numbers: torch.nn refuses
                 yield case
-
-
-def _ragged() -> Iterator[Case]:
-    for kind in KINDS:
-        for dtype, onednn in _backends(kind):
-            for axes in itertools.product((1, 2, 3), YES_NO, YES_NO, YES_NO, ("",), RAGGED, YES_NO):
-                yield Case(kind, dtype, onednn, *axes)
 
 
 def _cells() -> Iterator[Case]:
@@ -190,7 +183,7 @@ def _on(device: str, case: Case) -> Iterator[Case]:
 
 def grid(device: str = "cpu", ragged: bool = True) -> list[Case]:
     """Return every case that runs on `device`, in a fixed order; without `ragged`, those of torch.nn's arguments."""
-    cases = [*_layers(), *_cells(), *_specials(), *(_ragged() if ragged else ())]
+    cases = [*_layers(), *_cells(), *_specials(), *(_layers(("",), RAGGED) if ragged else ())]
     return cases if device == "cpu" else [other for case in cases for other in _on(device, case)]
 
 

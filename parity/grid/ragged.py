@@ -73,16 +73,14 @@ def alone(module: Any, input: Tensor, hx: Any, ragged: Ragged, sizes: Sequence[i
             forward, reverse = other if a or resets[0, n] else given, other if b < length else given
             state = [s[:, n : n + 1] for s in _by_direction(module, forward, reverse)]
             segment = rows[a:b, n : n + 1]
-            part, last = module(
-                segment.transpose(0, 1) if module.batch_first else segment, tuple(state) if len(state) > 1 else state[0]
-            )
+            part, last = module(segment.transpose(0, 1) if module.batch_first else segment, _hx(state))
             parts.append(part.transpose(0, 1) if module.batch_first else part)
             lasts.append(_list(last))
         parts.append(parts[0].new_zeros(L - length, 1, parts[0].size(2)))
         outputs.append(torch.cat(parts))
         finals.append(_by_direction(module, lasts[-1], lasts[0]))
-    output, last = torch.cat(outputs, 1), tuple(torch.cat(s, 1) for s in zip(*finals, strict=True))
-    return output.transpose(0, 1) if module.batch_first else output, last if len(last) > 1 else last[0]
+    output, last = torch.cat(outputs, 1), _hx([torch.cat(s, 1) for s in zip(*finals, strict=True)])
+    return output.transpose(0, 1) if module.batch_first else output, last
 
 
 def _layers(module: Any) -> int:
@@ -91,6 +89,10 @@ def _layers(module: Any) -> int:
 
 def _list(states: Any) -> list[Tensor]:
     return list(states) if isinstance(states, (tuple, list)) else [states]
+
+
+def _hx(states: States) -> Any:
+    return tuple(states) if len(states) > 1 else states[0]
 
 
 def _by_direction(module: Any, forward: States, reverse: States) -> list[Tensor]:

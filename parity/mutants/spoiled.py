@@ -47,7 +47,7 @@ def _in(where: str, *rows: tuple[str, ...]) -> Iterator[Spoiled]:
 
 def _without(*rows: tuple[str, ...]) -> Iterator[Spoiled]:
     """List grids of only those cases that satisfy a condition."""
-    old = "[*_layers(), *_cells(), *_specials(), *(_ragged() if ragged else ())]"
+    old = '[*_layers(), *_cells(), *_specials(), *(_layers(("",), RAGGED) if ragged else ())]'
     for name, condition, *rest in rows:
         yield Spoiled(f"a grid {name}", "grid.cases.grid", old, f"[case for case in {old} if {condition}]", *rest)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from ..equations import State, Step
+from ..equations import State, Step, name_of
 from ..recurrence import Carry
 from ..stack import Direction
 from ..untraced import untraced
@@ -46,8 +46,7 @@ def compiled(step: Step) -> tuple[Callable[..., State], StepBack]:
 
     def own(function: Any) -> Any:
         """Compile a function under code of its own: by that the compiler counts how often it had to compile anew."""
-        name = getattr(step, "__name__", type(step).__name__)
-        code = function.__code__.replace(co_name=f"{name}_{function.__name__}")
+        code = function.__code__.replace(co_name=f"{name_of(step)}_{function.__name__}")
         return torch.compile(FunctionType(code, globals(), closure=function.__closure__), dynamic=True)
 
     return own(forward), own(backward)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_equal_tensors, named, product, randn
+from helpers import as_list, assert_equal_tensors, named, product, randn, weighed
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 import rnnkit
+from parity.grid.ragged import Ragged, alone
 from rnnkit import EQUATIONS, Equation, Own, paths
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))  # where pickle finds the steps, too
@@ -129,18 +130,6 @@ def as_hx(states):
     return tuple(states) if len(states) > 1 else states[0]
 
 
-def as_states(hx):
-    return list(hx) if isinstance(hx, (tuple, list)) else [hx]
-
-
-def observe(results, leaves):
-    """The results, and the gradients of a random weighting of them all."""
-    results = tree_leaves(results)
-    loss = sum((y * randn(*y.shape, seed=k)).sum() for k, y in enumerate(results))
-    grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
-    return {f"result {k}": y.detach() for k, y in enumerate(results)} | {f"grad {k}": g for k, g in enumerate(grads)}
-
-
 def rows_alone(rnn, input, states, run, lengths=(L,) * N):
     """Return what `run(row, states)` gives of each row alone (L, H_in), laid side by side, zeros beyond its length."""
     rows = (input if rnn.batch_first else input.transpose(0, 1)).unbind(0)
@@ -148,7 +137,7 @@ def rows_alone(rnn, input, states, run, lengths=(L,) * N):
     for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         output, final = run(row[:length], [s[:, n] for s in states])
         outputs.append(torch.cat([output, output.new_zeros(L - length, output.size(1))]))
-        finals.append(as_states(final))
+        finals.append(as_list(final))
     output = torch.stack(outputs, 0 if rnn.batch_first else 1)
     return output, [torch.stack(s, 1) for s in zip(*finals, strict=True)]
 
@@ -169,8 +158,8 @@ def test_a_layer_is_its_formulas_over_time(cell, options):
     rnn = build(cell, **options)
     input, states = batch(rnn)
     leaves = [input, *states, *rnn.parameters()]
-    expected = observe(rows_alone(rnn, input, states, lambda row, s: loop(rnn, cell, row, s)), leaves)
-    assert_equal_tensors(observe(rnn(input, as_hx(states)), leaves), expected, 1e-11, named(options))
+    expected = weighed(rows_alone(rnn, input, states, lambda row, s: loop(rnn, cell, row, s)), leaves)
+    assert_equal_tensors(weighed(rnn(input, as_hx(states)), leaves), expected, 1e-11, named(options))
 
 
 @grid
@@ -178,8 +167,8 @@ def test_an_unbatched_layer_is_the_row_of_a_batch(cell, options):
     rnn = build(cell, **options)
     input, states = batch(rnn)
     leaves = [input, *states, *rnn.parameters()]
-    expected = observe(rows_alone(rnn, input, states, lambda row, s: rnn(row, as_hx(s))), leaves)
-    assert_equal_tensors(observe(rnn(input, as_hx(states)), leaves), expected, 1e-11, named(options))
+    expected = weighed(rows_alone(rnn, input, states, lambda row, s: rnn(row, as_hx(s))), leaves)
+    assert_equal_tensors(weighed(rnn(input, as_hx(states)), leaves), expected, 1e-11, named(options))
 
 
 @grid
@@ -187,14 +176,14 @@ def test_packed_rows_and_lengths_are_each_sequence_alone(cell, options, monkeypa
     rnn = build(cell, **options)
     input, states = batch(rnn)
     leaves, hx = [input, *states, *rnn.parameters()], as_hx(states)
-    expected = observe(rows_alone(rnn, input, states, lambda row, s: rnn(row, as_hx(s)), LENGTHS), leaves)
+    expected = weighed(rows_alone(rnn, input, states, lambda row, s: rnn(row, as_hx(s)), LENGTHS), leaves)
     packed = pack_padded_sequence(input, LENGTHS, rnn.batch_first, enforce_sorted=False)
     output, final = rnn(packed, hx)
     output, _ = pad_packed_sequence(output, rnn.batch_first)
-    assert_equal_tensors(observe((output, final), leaves), expected, 1e-11, f"packed, {named(options)}")
-    assert_equal_tensors(observe(rnn(input, hx, lengths=LENGTHS), leaves), expected, 1e-11, f"lengths {named(options)}")
+    assert_equal_tensors(weighed((output, final), leaves), expected, 1e-11, f"packed, {named(options)}")
+    assert_equal_tensors(weighed(rnn(input, hx, lengths=LENGTHS), leaves), expected, 1e-11, f"lengths {named(options)}")
     monkeypatch.setattr(paths, "packs", lambda stack: False)
-    assert_equal_tensors(observe(rnn(input, hx, lengths=LENGTHS), leaves), expected, 1e-11, f"masks, {named(options)}")
+    assert_equal_tensors(weighed(rnn(input, hx, lengths=LENGTHS), leaves), expected, 1e-11, f"masks, {named(options)}")
 
 
 @grid
@@ -202,27 +191,12 @@ def test_resets_are_each_segment_alone(cell, options, monkeypatch):
     rnn = build(cell, **options)
     input, states = batch(rnn)
     reset_to = [(s.detach() + 0.25).requires_grad_() for s in states]
-    leaves, places = [input, *states, *reset_to, *rnn.parameters()], iter(range(N))
-    forward = torch.arange(states[0].size(0)) % (1 + rnn.bidirectional) == 0
-
-    def segments(row, given):
-        n = next(places)
-        other = [s[:, n] for s in reset_to]
-        cuts = [0, *(t for t in range(1, L) if RESETS[t, n]), L]
-        outputs, finals = [], []
-        for a, b in itertools.pairwise(cuts):
-            ways = (other if a or RESETS[0, n] else given), (other if b < L else given)
-            begin = [torch.where(forward[:, None], *pair) for pair in zip(*ways, strict=True)]
-            output, final = rnn(row[a:b], as_hx(begin))
-            outputs.append(output)
-            finals.append(as_states(final))
-        last = [torch.where(forward[:, None], *pair) for pair in zip(finals[-1], finals[0], strict=True)]
-        return torch.cat(outputs), as_hx(last)
-
-    expected = observe(rows_alone(rnn, input, states, segments), leaves)
-    resets = RESETS.t() if rnn.batch_first else RESETS
+    leaves, resets = [input, *states, *reset_to, *rnn.parameters()], RESETS.t() if rnn.batch_first else RESETS
+    sizes = [s.size(2) for s in states]
+    segments = alone(rnn, input, as_hx(states), Ragged(None, resets, as_hx(reset_to)), sizes)
+    expected = weighed(segments, leaves)
     for way in ("packed", "masks"):
-        found = observe(rnn(input, as_hx(states), resets=resets, reset_to=as_hx(reset_to)), leaves)
+        found = weighed(rnn(input, as_hx(states), resets=resets, reset_to=as_hx(reset_to)), leaves)
         assert_equal_tensors(found, expected, 1e-11, f"{way}, {named(options)}")
         monkeypatch.setattr(paths, "packs", lambda stack: False)
 
@@ -238,10 +212,10 @@ def test_a_state_dict_a_copy_and_a_pickle_are_the_layer(cell):
     rnn = build(cell, **DEEP)
     input, states = batch(rnn)
     leaves = [input, *states]
-    expected, other = observe(rnn(input, as_hx(states)), leaves), rnnkit.RNNBase(own.CELLS[cell], H_IN, H, **DEEP)
+    expected, other = weighed(rnn(input, as_hx(states)), leaves), rnnkit.RNNBase(own.CELLS[cell], H_IN, H, **DEEP)
     other.double().load_state_dict(rnn.state_dict())
     for again in (other, copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
-        assert_equal_tensors(observe(again(input, as_hx(states)), leaves), expected, 0.0, cell)
+        assert_equal_tensors(weighed(again(input, as_hx(states)), leaves), expected, 0.0, cell)
         assert repr(again) == repr(rnn) == f"RNNBase({own.CELLS[cell].name}, 3, 4, num_layers=2, bidirectional=True)"
 
 
@@ -274,7 +248,7 @@ def test_trace_sees_gates_and_states_by_their_letters(cell):
     input, states = batch(rnn)
     output, hx, seen = rnnkit.trace(rnn, input, as_hx(states))
     assert_equal_tensors(
-        observe((output, hx), [input]), observe(rnn(input, as_hx(states)), [input]), 0.0, f"trace of {cell}"
+        weighed((output, hx), [input]), weighed(rnn(input, as_hx(states)), [input]), 0.0, f"trace of {cell}"
     )
     for steps in seen.values():
         assert set(steps) == {*equation.gates, *equation.state}
@@ -306,8 +280,8 @@ def test_compiled_is_eager_with_its_gradients(cell):
     for options in ({}, {"lengths": torch.tensor(LENGTHS)}, {"resets": RESETS}):
         input, states = batch(rnn)
         leaves = [input, *states, *rnn.parameters()]
-        expected = observe(rnn(input, as_hx(states), **options), leaves)
-        assert_equal_tensors(observe(compiled(input, as_hx(states), **options), leaves), expected, 1e-11, f"{options}")
+        expected = weighed(rnn(input, as_hx(states), **options), leaves)
+        assert_equal_tensors(weighed(compiled(input, as_hx(states), **options), leaves), expected, 1e-11, f"{options}")
 
 
 @cells
@@ -382,14 +356,14 @@ def test_zoneout_keeps_a_state_with_probability_p(cell):
         rnn.load_state_dict(rnns[0].state_dict())
     plain, all_of_it, none_of_it, half = rnns
     x, hx = torch.randn(1, 50, H_IN), [torch.rand(1, 50, 64) + 1 for _ in equation.state]
-    after, before = as_states(plain(x, as_hx(hx))[1])[0], hx[0]
-    assert torch.equal(as_states(none_of_it(x, as_hx(hx))[1])[0], after)
-    assert torch.equal(as_states(all_of_it(x, as_hx(hx))[1])[0], before)
-    taken = as_states(half(x, as_hx(hx))[1])[0]
+    after, before = as_list(plain(x, as_hx(hx))[1])[0], hx[0]
+    assert torch.equal(as_list(none_of_it(x, as_hx(hx))[1])[0], after)
+    assert torch.equal(as_list(all_of_it(x, as_hx(hx))[1])[0], before)
+    taken = as_list(half(x, as_hx(hx))[1])[0]
     stayed = taken == before
     assert torch.equal(taken, torch.where(stayed, before, after))
     assert 0.46 < stayed.float().mean() < 0.54
-    torch.testing.assert_close(as_states(half.eval()(x, as_hx(hx))[1])[0], (before + after) / 2)
+    torch.testing.assert_close(as_list(half.eval()(x, as_hx(hx))[1])[0], (before + after) / 2)
 
 
 @wrapped

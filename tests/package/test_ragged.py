@@ -21,6 +21,7 @@ from helpers import (
     pair,
     product,
     randn,
+    weighed,
 )
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -54,11 +55,8 @@ def alone(module, input, hx, lengths, resets, reset_to):
 
 def observe(module, run, *leaves):
     """The results of a run, and the gradients of a random weighting of them all."""
-    results = tree_leaves(run())
-    loss = sum((y * randn(*y.shape, seed=k, dtype=y.dtype)).sum() for k, y in enumerate(results))
     wanted = [leaf for leaf in [*tree_leaves(leaves), *module.parameters()] if leaf is not None]
-    grads = torch.autograd.grad(loss, wanted, materialize_grads=True)
-    return {f"result {k}": y.detach() for k, y in enumerate(results)} | {f"grad {k}": g for k, g in enumerate(grads)}
+    return weighed(run(), wanted)
 
 
 def ways(monkeypatch):
