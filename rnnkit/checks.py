@@ -7,6 +7,7 @@ torch operations would broadcast in silence, or would fail only halfway through 
 import numbers
 import warnings
 from collections.abc import Iterable, Sequence
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from .equations import Equation
+from .equations import EQUATIONS, Equation
 
 Size = tuple[int, ...]
 #: Up to torch 2.14 its cells leave the state's rank to their kernels.
@@ -69,24 +70,47 @@ def check_equation(equation: Equation, letters: dict[str, int], taken: Iterable[
 
     Raises ValueError unless the step takes and returns what the record says, with these sizes.
     """
-    for each in equation.parameters:
-        if not each.name.isidentifier() or each.name in taken:
-            raise ValueError(f"{each.name!r} can't be the name of a parameter of the equation {equation.name}")
-    rows, H = 2, letters["H"]
-    igates = torch.zeros(rows, letters["G"] * H, device="cpu")
-    hgates = igates if equation.recurrent else igates[:, :0]
-    state = tuple(igates.new_zeros(rows, letters["H" if k else "H_out"]) for k in range(len(equation.state)))
-    own = tuple(igates.new_zeros(each.sizes(**letters)) for each in equation.parameters)
-    called = f"a step of the equation {equation.name}, with hidden_size={H} and an output of {letters['H_out']},"
-    try:
-        after, gates = equation.step(igates, hgates, state, **equation.extras(own, training=False))
-    except Exception as error:
-        raise ValueError(f"{called} raises {type(error).__name__}: {error}") from error
-    shapes = [tuple(s.shape) for s in after]
-    if shapes != [(rows, H)] * len(state):
-        raise ValueError(f"{called} should return {len(state)} states of shape {(rows, H)}, got: {shapes}")
-    if len(gates) != len(equation.gates):
-        raise ValueError(f"{called} should return {len(equation.gates)} gates, got: {len(gates)}")
+    if equation.name in EQUATIONS:
+        raise ValueError(f"{equation.name} is the name of torch.nn's own equation: give the step another")
+    taken = [*taken, "igates", "hgates", "state", "training"]
+    for name in (each.name for each in equation.parameters):
+        if not name.isidentifier() or iskeyword(name) or name in taken:
+            reason = "it is taken" if name in taken else "it is no name in Python"
+            raise ValueError(f"{name!r} can't be the name of a parameter of the equation {equation.name}: {reason}")
+    H, H_out = letters["H"], letters["H_out"]
+    called = f"a step of the equation {equation.name}, with hidden_size={H} and an output of {H_out},"
+    given, after, gates = trial(equation, letters, called)
+    row = (len(given[0]), H), given[0].dtype
+    for what, found, names in ("states", after, equation.state), ("gates", gates, equation.gates):
+        expected = f"should return {len(names)} {what} of shape {row[0]} and {row[1]} in a tuple"
+        if not isinstance(found, (tuple, list)) or not all(isinstance(t, Tensor) for t in found):
+            raise ValueError(f"{called} {expected}, got: {type(found).__name__}")
+        if [(t.shape, t.dtype) for t in found] != [row] * len(names):
+            got = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in found)
+            raise ValueError(f"{called} {expected}, got: {got}")
+    if any(t._version for t in given):
+        raise ValueError(f"{called} writes on what it is given: work out of place")
+    if any(t.requires_grad for t in (*after, *gates)):
+        raise ValueError(f"{called} holds a tensor that wants a gradient: name it in the record's parameters")
+
+
+def trial(equation: Equation, letters: dict[str, int], called: str) -> tuple[list[Tensor], Any, Any]:
+    """Take one step of zeros in float32. Return the tensors that were given, and the states and gates that came."""
+    # What it writes on and which gradients it wants is seen; what it draws is of no seed of the caller's.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, dtype=torch.float32, device="cpu")
+
+        rows = letters["G"] * letters["H"]
+        igates, hgates = zeros(2, rows), zeros(2, rows if equation.recurrent else 0)
+        state = tuple(zeros(2, letters["H" if k else "H_out"]) for k in range(len(equation.state)))
+        own = tuple(zeros(*each.sizes(**letters)) for each in equation.parameters)
+        try:
+            after, gates = equation.step(igates, hgates, state, **equation.extras(own, training=False))
+        except Exception as error:
+            raise ValueError(f"{called} raises {type(error).__name__}: {error}") from error
+    return [igates, hgates, *state, *own], after, gates
 
 
 def autocasting(tensor: Tensor) -> bool:
@@ -103,7 +127,7 @@ def add_remedy(error: Exception, input: Any, hx: Any, states: int) -> None:
     notes = []
     if not isinstance(input, (Tensor, PackedSequence)):
         notes.append(f"input should be a tensor or a PackedSequence, got: {type(input).__name__}")
-    if hx is not None and (not all(isinstance(s, Tensor) for s in each) or (states > 1 and isinstance(hx, Tensor))):
+    if hx is not None and (len(each) != states or not all(isinstance(s, Tensor) for s in each)):
         got = f"({', '.join(type(s).__name__ for s in each)})" if each is hx else type(hx).__name__
         notes.append(f"hx should be {wanted}, got: {got}")
     for note in notes:
@@ -321,12 +345,12 @@ def check_tensors(tensors: Sequence[Any], argument: int) -> None:
             )
 
 
-def check_pair(hx: Any, weights: Sequence[Any], packed: bool, states: int = 2) -> None:
-    """hx of an LSTM is a tuple or a list, of two; an equation of your own may carry more."""
+def check_pair(hx: Any, weights: Sequence[Any], packed: bool, states: int = 2, name: str = "lstm") -> None:
+    """hx of an LSTM is a tuple or a list, of two; an equation of your own, of that name, may carry more."""
     if isinstance(hx, (tuple, list)):
         check_tensors(hx, 2 if packed else 1)
         if len(hx) != states:
-            raise RuntimeError(f"lstm expects {'two' if states == 2 else states} hidden states")
+            raise RuntimeError(f"{name} expects {'two' if states == 2 else states} hidden states")
         return
     # The words of torch's argument parser, which sets against each other what lstm() was given and what it takes.
     given, params = type(hx).__name__, f"!list of [{', '.join(type(weight).__name__ for weight in weights)}]!"

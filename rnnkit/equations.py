@@ -18,6 +18,7 @@ layout counts: a kernel works a row's last few elements one by one, with another
 activated as a slice of its row, never after the gates have been laid side by side.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
@@ -88,25 +89,30 @@ class Own(NamedTuple):
     draw: Callable[[Tensor], object] | None = None
 
     def sizes(self, **letters: int) -> list[int]:
-        """Return the shape, with the letters' sizes. Raises ValueError for a letter that has none."""
-        try:
-            sides = [side.split("*") for side in self.shape.strip("() ").split(",") if side.strip()]
-            return [prod(letters[f] if f in letters else int(f) for f in map(str.strip, side)) for side in sides]
-        except ValueError:
+        """Return the shape, with the letters' sizes. Raises ValueError where it can't be read."""
+        known = letters | {word: int(word) for word in re.findall(r"\d+", str(self.shape))}
+        text = re.sub(r"\s", "", str(self.shape))
+        inside = text[1:-1] if text[:1] == "(" and text[-1:] == ")" else text
+        sides = [side.split("*") for side in inside.split(",")] if inside else []
+        if not text or not all(factor in known for side in sides for factor in side):
             error = f"shape of {self.name} should be made of numbers and {', '.join(letters)}, got: {self.shape!r}"
-            raise ValueError(error) from None
+            raise ValueError(error)
+        return [prod(known[factor] for factor in side) for side in sides]
 
 
 @dataclass(frozen=True)
 class Equation:
     """A recurrence that layers can be built from: `RNNBase(equation, input_size, hidden_size, ...)`.
 
-    step        the function above, or your own
-    gates       the gates' letters in the order of the weights' rows; their number is the weights' G
-    state       the state's letters, h first
+    step        the function above, or your own. It writes on nothing that it is given, and holds no tensor that wants a
+                gradient: that is one of the parameters
+    gates       a tuple of the gates' letters in the order of the weights' rows; their number is the weights' G
+    state       a tuple of the state's letters, h first
     parameters  what the step takes by name besides igates, hgates and state; default: none
     recurrent   False: no gate reads h through a product, so there are no weight_hh and bias_hh, and hgates is (N, 0)
     random      True: the step takes `training` by name, by which it may draw random numbers; default: False
+
+    Raises TypeError unless gates and state are tuples of names and parameters one of Own, ValueError for a name twice.
 
     >>> def peephole(igates, hgates, state, p):
     ...     ...
@@ -122,7 +128,16 @@ class Equation:
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Enter the record among those that are known by their key."""
+        """Check the record, and enter it among those that are known by their key."""
+        for what, names in ("gates", self.gates), ("state", self.state):
+            if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{what} should be a tuple of names, got: {names!r}")
+        if not isinstance(self.parameters, tuple) or not all(isinstance(each, Own) for each in self.parameters):
+            raise TypeError(f"parameters should be a tuple of Own, got: {self.parameters!r}")
+        letters = *self.gates, *self.state[1:]  # a gate may be the state's h
+        for names in letters, self.state, tuple(each.name for each in self.parameters):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a name stands twice among {', '.join(names)}")
         shape = "_".join([self.name, *self.gates, *self.state, *(own.name for own in self.parameters)])
         object.__setattr__(self, "key", f"{shape}_{next(NUMBERS)}")
         KNOWN[self.key] = self

@@ -111,9 +111,11 @@ class RNNBase(nn.Module):
         self.proj_size = proj_size
         checks.check_options(dropout, bias, batch_first, input_size, hidden_size, num_layers, proj_size)
         if self._own_equation is None and mode not in EQUATIONS:
-            error = ValueError("Unrecognized RNN mode: " + self.mode)
-            checks.add_note(error, f"mode should be one of {', '.join(EQUATIONS)}, or an Equation")
-            raise error
+            try:
+                raise ValueError("Unrecognized RNN mode: " + self.mode)
+            except (TypeError, ValueError) as error:  # what is no text can't be added
+                checks.add_note(error, f"mode should be one of {', '.join(EQUATIONS)}, or an Equation")
+                raise
 
         D = 2 if bidirectional else 1
         H_out = proj_size or hidden_size
@@ -369,7 +371,8 @@ class RNNBase(nn.Module):
         if self.mode != "LSTM" or batch_sizes is None or tracing:
             self.check_forward_args(batch, hx, batch_sizes, N)
         if hx is not None and self._states > 1:
-            checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states)
+            name = "lstm" if self._own_equation is None else self.mode
+            checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states, name)
         states = () if hx is None else self._tuple(hx)
         checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
         if batch_sizes is None:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import rnnkit
 from parity.grid.ragged import Ragged, alone
-from rnnkit import EQUATIONS, Equation, Own, paths
+from rnnkit import EQUATIONS, Equation, Own, checks, paths
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))  # where pickle finds the steps, too
 own, wrappers = (importlib.import_module(name) for name in ("cells_of_ones_own", "zoneout"))
@@ -410,7 +410,33 @@ def takes(igates, hgates, state, gamma):
     return (torch.tanh(igates + hgates) * gamma,), (igates,)
 
 
+def writes(igates, hgates, state):
+    return (state[0].add_(igates + hgates),), (igates,)
+
+
+HELD, LINEAR = nn.Parameter(torch.ones(4)), nn.Linear(4, 4)
+ONE = {"gates": ("a",), "state": ("h",)}
+
+
+def plain(function):
+    return lambda igates, hgates, state: function(igates + hgates)
+
+
 REFUSED = {
+    "a tensor written on": (Equation(writes, **ONE), {}, "writes on what it is given"),
+    "a tensor held that learns": (Equation(plain(lambda a: ((a * HELD,), (a,))), **ONE), {}, "wants a gradient"),
+    "a module held that learns": (Equation(plain(lambda a: ((LINEAR(a),), (a,))), **ONE), {}, "wants a gradient"),
+    "another dtype": (Equation(plain(lambda a: ((a.double(),), (a,))), **ONE), {}, "states .* got: .*float64"),
+    "a state alone": (Equation(plain(lambda a: (a, (a,))), **ONE), {}, "states .* in a tuple, got: Tensor"),
+    "a gate alone": (Equation(plain(lambda a: ((a,), a)), **ONE), {}, "gates .* in a tuple, got: Tensor"),
+    "a gate of another shape": (Equation(plain(lambda a: ((a,), (a[:, :1],))), **ONE), {}, r"gates .* got: \(2, 1\)"),
+    "a number for a state": (Equation(plain(lambda a: ((1.0,), (a,))), **ONE), {}, "states .* got: tuple"),
+    "a keyword for a name": (Equation(takes, **ONE, parameters=(Own("class", "(H)"),)), {}, "no name in Python"),
+    "an argument's name": (Equation(takes, **ONE, parameters=(Own("state", "(H)"),)), {}, "'state' .* it is taken"),
+    "a parenthesis left open": (Equation(takes, **ONE, parameters=(Own("gamma", "(H"),)), {}, "shape of gamma"),
+    "a side left out": (Equation(takes, **ONE, parameters=(Own("gamma", "(H,,H)"),)), {}, "shape of gamma"),
+    "a negative side": (Equation(takes, **ONE, parameters=(Own("gamma", "(-1)"),)), {}, "shape of gamma"),
+    "no shape": (Equation(takes, **ONE, parameters=(Own("gamma", None),)), {}, "shape of gamma"),
     "a gate too many": (Equation(mgu, ("f", "n"), ("h",)), {}, "raises"),
     "no parameter given": (Equation(takes, ("a",), ("h",)), {}, "raises TypeError"),
     "a state too few": (Equation(own.mgu, ("f", "n"), ("h", "c")), {}, r"raises ValueError"),
@@ -437,7 +463,64 @@ def test_an_equation_that_is_not_what_its_record_says_is_refused(case):
         rnnkit.RNNBase(equation, H_IN, H, **options)
 
 
+@pytest.mark.parametrize(
+    ("record", "error", "words"),
+    [
+        ({"state": "h"}, TypeError, "state should be a tuple of names, got: 'h'"),
+        ({"gates": ["a"]}, TypeError, "gates should be a tuple of names"),
+        ({"gates": ()}, TypeError, "gates should be a tuple of names"),
+        ({"gates": ("a", "a")}, ValueError, "a name stands twice among a, a"),
+        ({"gates": ("c",), "state": ("h", "c")}, ValueError, "a name stands twice among c, c"),
+        ({"parameters": Own("p", "(H)")}, TypeError, "parameters should be a tuple of Own"),
+        ({"parameters": (("p", "(H)"),)}, TypeError, "parameters should be a tuple of Own"),
+        ({"parameters": (Own("p", "(H)"), Own("p", "(H)"))}, ValueError, "a name stands twice among p, p"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_refused(record, error, words):
+    with pytest.raises(error, match=words):
+        Equation(takes, **(ONE | record))
+
+
+def test_what_is_no_mode_and_no_equation_is_refused_by_its_name():
+    with pytest.raises(TypeError) as caught:
+        rnnkit.RNNBase(own.mgu, H_IN, H)
+    assert "or an Equation" in getattr(caught.value, "__notes__", ["or an Equation"])[0]
+
+    def LSTM(igates, hgates, state):  # noqa: N802
+        return own.peephole_lstm(igates, hgates, state, 0, 0, 0)
+
+    with pytest.raises(ValueError, match=r"LSTM is the name of torch\.nn's own equation"):
+        rnnkit.RNNBase(Equation(LSTM, tuple("ifgo"), ("h", "c")), H_IN, H)
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="errors have no notes before Python 3.11")
+@cells
+def test_states_that_are_not_the_equations_are_refused_with_what_it_carries(cell):
+    rnn, one = build(cell), torch.zeros(1, N, H, dtype=torch.float64)
+    states, input = len(rnn.equation.state), torch.zeros(L, N, H_IN, dtype=torch.float64)
+    wanted = {1: "a tensor", 2: "(h_0, c_0), a pair of tensors"}.get(states, f"{states} tensors")
+    for hx in [(one,) * (states + 1), (None,) * states, [], one if states > 1 else (one,)]:
+        with pytest.raises((TypeError, RuntimeError, IndexError, AttributeError)) as caught:
+            rnn(input, hx)
+        assert not str(caught.value).startswith("lstm")
+        assert any(f"hx should be {wanted}, got: " in note for note in caught.value.__notes__), hx
+
+
+def test_an_equation_is_checked_in_whatever_mode_a_layer_is_made():
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            rnnkit.RNNBase(own.CELLS["sLSTM"], H_IN, H)
+            with pytest.raises(ValueError, match="wants a gradient"):
+                rnnkit.RNNBase(Equation(plain(lambda a: ((a * HELD,), (a,))), **ONE), H_IN, H)
+
+
 def test_checking_an_equation_draws_no_random_number():
+    def noisy(igates, hgates, state):
+        return (torch.rand_like(hgates),), (igates,)
+
+    before = torch.manual_seed(0).get_state()
+    checks.check_equation(Equation(noisy, **ONE), {"H": 4, "H_out": 4, "G": 1}, ())
+    assert torch.equal(torch.get_rng_state(), before)
     equation = zoneout(own.CELLS["sLSTM"], h=0.5)
     torch.manual_seed(0)
     rnn = rnnkit.RNNBase(equation, H_IN, H)
