@@ -21,7 +21,7 @@ class Zoneout:
     p: tuple[float, ...]
 
     def __call__(self, igates, hgates, state, training, **own):
-        after, gates = self.of.step(igates, hgates, state, **self.of.extras(tuple(own.values()), training))
+        after, gates = self.of.bound(tuple(own.values()), training)(igates, hgates, state)
         pairs = zip(self.p, state, after, strict=True)
         if training:
             return tuple(torch.where(torch.rand_like(new) < p, old, new) for p, old, new in pairs), gates
@@ -37,7 +37,7 @@ class RecurrentDropout:
 
     def __call__(self, igates, hgates, state, training, **own):
         hgates = F.dropout(hgates, self.p, training)
-        return self.of.step(igates, hgates, state, **self.of.extras(tuple(own.values()), training))
+        return self.of.bound(tuple(own.values()), training)(igates, hgates, state)
 
 
 def zoneout(equation, **p):

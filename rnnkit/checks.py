@@ -107,7 +107,7 @@ def trial(equation: Equation, letters: dict[str, int], called: str) -> tuple[lis
         state = tuple(zeros(2, letters["H" if k else "H_out"]) for k in range(len(equation.state)))
         own = tuple(zeros(*each.sizes(**letters)) for each in equation.parameters)
         try:
-            after, gates = equation.step(igates, hgates, state, **equation.extras(own, training=False))
+            after, gates = equation.bound(own, training=False)(igates, hgates, state)
         except Exception as error:
             raise ValueError(f"{called} raises {type(error).__name__}: {error}") from error
     return [igates, hgates, *state, *own], after, gates

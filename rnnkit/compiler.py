@@ -75,7 +75,7 @@ def scan_unroll(direction: Direction) -> tuple[Tensor, State]:
 
 
 def _scanned(direction: Direction, state: State, igates: Tensor) -> tuple[State, Tensor]:
-    state = recurrence.step(direction, igates, state)
+    state = recurrence.stepper(direction)(igates, state)
     return state, state[0].clone()  # scan wants no two results to be one tensor
 
 

@@ -19,8 +19,9 @@ activated as a slice of its row, never after the gates have been laid side by si
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import count
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -151,12 +152,12 @@ class Equation:
         """The name of the step."""
         return name_of(self.step)
 
-    def extras(self, own: tuple[Tensor, ...], training: bool) -> Mapping[str, Any]:
-        """Return what the step takes by name: the equation's own parameters and, if it is random, `training`."""
+    def bound(self, own: tuple[Tensor, ...], training: bool) -> Step:
+        """Return the step as a function of igates, hgates and state alone: what it takes by name is given here."""
         if not (self.parameters or self.random):  # as of all steps of torch.nn's
-            return NOTHING
+            return self.step
         named: dict[str, Any] = {each.name: tensor for each, tensor in zip(self.parameters, own, strict=True)}
-        return named | {"training": training} if self.random else named
+        return partial(self.step, **named, **({"training": training} if self.random else {}))
 
     def watched(self, see: Watcher) -> "Equation":
         """Return the same equation, whose step also hands what it returns to `see`."""
@@ -172,7 +173,6 @@ class Equation:
 #: Every record there is, by a key of its own: a compiled graph holds that in its place.
 KNOWN: WeakValueDictionary[str, Equation] = WeakValueDictionary()
 NUMBERS = count()
-NOTHING: Mapping[str, Any] = {}
 
 
 #: The equations that torch.nn has, by the name it gives them in the attribute `mode`.

@@ -192,7 +192,9 @@ class RNNBase(nn.Module):
         all_weights = self._fetch_weights()
         self._check(batch, hx, form.batch_sizes, all_weights, N)
         states = self._first_states(batch, hx, N, form)
-        weights, own = zip(*(self._as_weights(each) for each in all_weights), strict=True)
+        weights = [self._as_weights(*each) for each in all_weights]
+        count = len(self.equation.parameters)
+        own = [tuple(each[-count:]) for each in all_weights] if count else ()
         dropout = self.dropout if self.training else 0.0
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
         rows, sizes = form.rows(batch), form.batch_sizes
@@ -253,9 +255,9 @@ class RNNBase(nn.Module):
         """Say whether torch.nn hands this call to oneDNN's LSTM: autocast runs that wholly in its dtype, states too."""
         return (
             self.mode == "LSTM"
+            and torch.is_autocast_enabled("cpu")
             and form.packed is None
             and rows.device.type == "cpu"
-            and torch.is_autocast_enabled("cpu")
             and HAS_ONEDNN
             and bool(torch.backends.mkldnn.enabled)
             and self.proj_size == 0
@@ -298,15 +300,13 @@ class RNNBase(nn.Module):
         of_h = (layers, N, self.proj_size if self.proj_size > 0 else H)
         return [of_h] + [(layers, N, H)] * (self._states - 1)
 
-    def _as_weights(self, entry: Sequence[Tensor]) -> tuple[Weights, tuple[Tensor, ...]]:
-        """Return an entry of `all_weights` under the names of what it holds, and the equation's own parameters."""
-        each, recurrent = iter(entry), self.equation.recurrent
-        w_ih = next(each)
-        w_hh = next(each) if recurrent else w_ih.new_empty(0, self.proj_size or self.hidden_size)
-        b_ih = next(each) if self.bias else None
-        b_hh = next(each) if self.bias and recurrent else None
-        w_hr = next(each) if self.proj_size > 0 else None
-        return Weights(w_ih, w_hh, b_ih, b_hh, w_hr), tuple(each)
+    def _as_weights(self, w_ih: Tensor, *rest: Any) -> Weights:
+        """Return an entry of `all_weights` under the names of what it holds. An equation's own are left out."""
+        if not self.equation.recurrent:  # nothing reads h, by no weight_hh and no bias_hh
+            w_hh = w_ih.new_empty(0, self.proj_size or self.hidden_size)
+            rest = w_hh, *rest[: self.bias], *[None] * self.bias, *rest[self.bias :]
+        b_ih, b_hh = rest[1:3] if self.bias else (None, None)
+        return Weights(w_ih, rest[0], b_ih, b_hh, rest[1 + 2 * self.bias] if self.proj_size > 0 else None)
 
     @property
     def _flat_weights_names(self) -> list[str]:

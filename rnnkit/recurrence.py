@@ -3,6 +3,7 @@
 Plain torch operations and nothing written in place: this is the definition, and every transform of torch goes through.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,12 +14,20 @@ from .equations import State
 from .stack import Direction
 
 
-def step(direction: Direction, igates: Tensor, state: State) -> State:
-    """Return the state after one step of `direction`, whose input says `igates` (n, G*H_cell)."""
-    equation, weights = direction.equation, direction.weights
-    hgates = F.linear(state[0], weights.w_hh, weights.b_hh)  # (n, G*H_cell)
-    state, _ = equation.step(igates, hgates, state, **equation.extras(direction.own, direction.training))
-    return state if weights.w_hr is None else (F.linear(state[0], weights.w_hr), *state[1:])  # h (n, H_out)
+def stepper(direction: Direction) -> Callable[[Tensor, State], State]:
+    """Return the function (igates, state) -> the state after one step of `direction`.
+
+    igates  (n, G*H_cell), what the step's input says
+    """
+    _, w_hh, _, b_hh, w_hr = direction.weights
+    equation = direction.equation.bound(direction.own, direction.training)
+
+    def step(igates: Tensor, state: State) -> State:
+        hgates = F.linear(state[0], w_hh, b_hh)  # (n, G*H_cell)
+        state, _ = equation(igates, hgates, state)
+        return state if w_hr is None else (F.linear(state[0], w_hr), *state[1:])  # h (n, H_out)
+
+    return step
 
 
 class Carry:
@@ -58,11 +67,11 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         return masked_unroll(direction)
     weights, carry, packed = direction.weights, Carry(direction.state), direction.batch_sizes is not None
     igates = F.linear(direction.input, weights.w_ih, weights.b_ih)  # of all steps at once
-    steps = direction.split(igates)
+    step, steps = stepper(direction), direction.split(igates)
     outputs: list[Tensor] = []
     for x in reversed(steps) if direction.reverse else steps:
         state = carry.resize(x.size(0)) if packed else carry.state
-        carry.state = step(direction, x, state)
+        carry.state = step(x, state)
         outputs.append(carry.state[0])
     if direction.reverse:
         outputs.reverse()
@@ -109,7 +118,7 @@ def masked_step(direction: Direction, state: State, igates: Tensor, masks: Masks
     if direction.reset_to:
         pairs = zip(direction.reset_to, state, strict=True)
         state = tuple(torch.where(masks.anew, other, s) for other, s in pairs)
-    after = step(direction, igates, state)
+    after = stepper(direction)(igates, state)
     stays = tuple(torch.where(masks.there, new, s) for new, s in zip(after, state, strict=True))
     return stays, torch.where(masks.there, after[0], 0)
 

@@ -135,10 +135,21 @@ class Stack(NamedTuple):
 
     def direction(self, k: int, input: Tensor, reverse: bool) -> Direction:
         """Return the entry `k` of states and weights as a direction over `input`."""
-        settings = self.batch_sizes, reverse, self.path, self.checkpoint_every, self.lengths, self.resets
-        direction = Direction(self.equation, input, self.states[k], self.weights[k], *settings)
-        reset_to, own = (each[k] if each else () for each in (self.reset_to, self.own))
-        return direction._replace(reset_to=reset_to, own=own, training=self.training)
+        return Direction(
+            self.equation,
+            input,
+            self.states[k],
+            self.weights[k],
+            self.batch_sizes,
+            reverse,
+            self.path,
+            self.checkpoint_every,
+            self.lengths,
+            self.resets,
+            self.reset_to[k] if self.reset_to else (),
+            self.own[k] if self.own else (),
+            self.training,
+        )
 
 
 Results: TypeAlias = tuple[Tensor, list[State]]  # output (L, N, D*H_out) or (S, D*H_out), and the state after all steps

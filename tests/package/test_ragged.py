@@ -483,7 +483,7 @@ def test_bad_arguments_are_refused_before_anything_is_computed(name, monkeypatch
     module = build(rnnkit, "GRU")
     given, error, message = REFUSED[name]
     monkeypatch.setattr(paths, "run", None)
-    monkeypatch.setattr(recurrence, "step", None)
+    monkeypatch.setattr(recurrence, "stepper", None)
     kind, text = outcome(module, X, **given)
     assert kind == error.__name__
     assert text.startswith(message)
