@@ -222,11 +222,13 @@ def check_packed_pair(
         raise RuntimeError("Expected more weights in stacked_rnn")
     if c.size(0) < layers:
         raise RuntimeError(f"Expected c_0 size(0) to be {layers} (num_layers * num_directions), but got {c.size(0)}")
+    if data.size(-1) != weights[0].size(1):
+        F.linear(data, weights[0], weights[2] if bias else None)  # which raises, in torch's words
     if data.dim() > 2:
         shape = list(torch.broadcast_shapes((N, G), (N, *data.shape[1:-1], G)))  # type: ignore[no-untyped-call]
         raise RuntimeError(f"output with shape {[N, G]} doesn't match the broadcast shape {shape}")
     if h.size(2) != H_out:
-        F.linear(h.new_empty(N, h.size(2)), weights[1], weights[3] if bias else None)  # which raises, in torch's words
+        F.linear(h.new_empty(N, h.size(2)), weights[1], weights[3] if bias else None)  # likewise
     if h.size(1) == 1 != N:
         raise RuntimeError(f"output with shape {[1, G]} doesn't match the broadcast shape {[N, G]}")
     if h.size(1) != N:

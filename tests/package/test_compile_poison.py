@@ -297,8 +297,10 @@ def complaint(function, options):
 def main(kinds):
     """A line of JSON for each case of these kinds: its name, and what is wrong."""
     torch.set_num_threads(1)
-    for kind, backend in itertools.product(kinds, BACKENDS):  # what torch does once, no child is to do
-        torch.compile(made(kind)[0], backend=backend)(*example(made(kind)[0]))
+    # What torch does once, no child is to do. Autograd, once its threads run, has no backward in a child.
+    for kind, backend in itertools.product(kinds, BACKENDS):
+        with torch.no_grad():
+            torch.compile(made(kind)[0], backend=backend)(*example(made(kind)[0]))
     torch._dynamo.reset()
     gc.freeze()  # what there is by now, no child is to go over
     for (function, options), name in zip(CASES, NAMES, strict=True):
