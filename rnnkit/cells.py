@@ -24,7 +24,7 @@ class RNNCellBase(nn.Module):
 
     __constants__ = ["input_size", "hidden_size", "bias"]
 
-    name: ClassVar[str]
+    _class: ClassVar[str]
     input_size: int
     hidden_size: int
     bias: bool
@@ -54,7 +54,7 @@ class RNNCellBase(nn.Module):
     @property
     def equation(self) -> Equation:
         """The record of the recurrence."""
-        return EQUATIONS[self.name.removesuffix("Cell")]
+        return EQUATIONS[self._class.removesuffix("Cell")]
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Take one step from the state `hx` on; the class's description has shapes and errors."""
@@ -63,7 +63,7 @@ class RNNCellBase(nn.Module):
     def watched(self, input: Tensor, hx: Any, see: Watcher | None) -> Any:
         """Take one step, which also hands what the equation returns to `see`."""
         if input.dim() not in (1, 2):
-            raise ValueError(f"{self.name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+            raise ValueError(f"{self._class}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         self.check_hx(hx)
         equation = self.equation if see is None else self.equation.watched(see)
         batched = input.dim() == 2
@@ -92,7 +92,7 @@ class RNNCellBase(nn.Module):
     def check_hx(self, hx: Any) -> None:
         """Raise ValueError unless hx, where given, has one or two dimensions."""
         if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"{self.name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+            raise ValueError(f"{self._class}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
 
     def as_state(self, hx: Any, batched: bool) -> State:
         """The state that hx gives, as the equation takes it."""
@@ -128,7 +128,7 @@ class RNNCell(RNNCellBase):
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
 
-    name = "RNNCell"
+    _class = "RNNCell"
     nonlinearity: str
     if TYPE_CHECKING:
 
@@ -173,7 +173,7 @@ class LSTMCell(RNNCellBase):
     >>> h, c = cell(torch.randn(3, 10), (torch.randn(3, 20), torch.randn(3, 20)))  # each (3, 20)
     """
 
-    name = "LSTMCell"
+    _class = "LSTMCell"
     if TYPE_CHECKING:
 
         def __call__(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]: ...
@@ -214,7 +214,7 @@ class GRUCell(RNNCellBase):
     >>> h = cell(torch.randn(3, 10), torch.randn(3, 20))  # (3, 20)
     """
 
-    name = "GRUCell"
+    _class = "GRUCell"
     if TYPE_CHECKING:
 
         def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...

@@ -202,7 +202,7 @@ class Graphed:
 
     def unroll(self, direction: Direction) -> tuple[Tensor, State]:
         """Take one direction over all of its steps, as `recurrence.unroll` does."""
-        graded = torch.is_grad_enabled()
+        graded = fast.recording()
         needed = [graded and t is not None and t.requires_grad for t in direction.tensors]
         weights = tuple(None if w is None else w.data_ptr() for w in direction.weights)
         key = weights, direction.reverse, direction.input.shape[1:], any(needed)

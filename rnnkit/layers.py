@@ -131,7 +131,12 @@ class RNNBase(nn.Module):
     @property
     def equation(self) -> Equation:
         """The record of the recurrence: the one that was given, or that of `mode`."""
-        return self._own_equation or EQUATIONS[self.mode]
+        return self._own_equation or EQUATIONS[self._kind]
+
+    @property
+    def _kind(self) -> str:
+        """The key of EQUATIONS. LSTM and GRU know theirs: their `mode` is torch.nn's to have, and a caller's to set."""
+        return self.mode
 
     def _shapes(self, H_in: int, H_out: int) -> dict[str, Any]:
         """Return the names and shapes of the parameters of one direction of a layer, in torch's order."""
@@ -172,7 +177,7 @@ class RNNBase(nn.Module):
         try:
             form, stack = self.record(input, hx, *ragged)
         except Exception as error:
-            checks.add_remedy(error, input, hx, self._states)
+            checks.add_remedy(error, input, hx, self._state_count)
             raise
         return self._results(form, stack)
 
@@ -239,14 +244,14 @@ class RNNBase(nn.Module):
         """Return the form of a call, once the ranks of a padded or unbatched one have been checked."""
         form = Form.of(input, self.batch_first)
         if form.packed is None:
-            checks.check_rank(self.mode, input)
+            checks.check_rank(self._kind, input)
             if hx is not None:
-                checks.check_hx_rank(hx, self._states, input.dim())
+                checks.check_hx_rank(hx, self._state_count, input.dim())
         return form
 
     def _restored(self, form: Form, h_n: State) -> Any:
         """Return the states after the last step as the caller gives them: in his order, without N if unbatched."""
-        hx = h_n if len(h_n) > 1 else h_n[0]
+        hx = self._given(h_n)
         if not form.batched:
             return self._each(hx, lambda state: state.squeeze(1))
         return hx if form.packed is None else self.permute_hidden(hx, form.unsorted_indices)
@@ -254,7 +259,7 @@ class RNNBase(nn.Module):
     def _fused_by_autocast(self, form: Form, rows: Tensor) -> bool:
         """Say whether torch.nn hands this call to oneDNN's LSTM: autocast runs that wholly in its dtype, states too."""
         return (
-            self.mode == "LSTM"
+            self._kind == "LSTM"
             and torch.is_autocast_enabled("cpu")
             and form.packed is None
             and rows.device.type == "cpu"
@@ -274,15 +279,19 @@ class RNNBase(nn.Module):
         return int(packed.batch_sizes[0]) if len(packed.batch_sizes) else 0
 
     @property
-    def _states(self) -> int:
+    def _state_count(self) -> int:
         return len(self.equation.state)
 
+    def _given(self, states: tuple[Tensor, ...]) -> Any:
+        """Return states as hx gives them: the tensor where there is one."""
+        return states if len(states) > 1 else states[0]
+
     def _tuple(self, hx: Any) -> tuple[Tensor, ...]:
-        return (hx,) if self._states == 1 else tuple(hx)
+        return (hx,) if self._state_count == 1 else tuple(hx)
 
     def _each(self, hx: Any, function: Callable[[Tensor], Tensor]) -> Any:
         """Return `function` of hx, or of each of (h, c)."""
-        return function(hx) if self._states == 1 else tuple(function(hx[k]) for k in range(self._states))
+        return function(hx) if self._state_count == 1 else tuple(function(hx[k]) for k in range(self._state_count))
 
     def _first_states(self, batch: Tensor, hx: Any, N: Any, form: Form) -> list[State]:
         """Return the state before the first step of each layer and direction."""
@@ -290,7 +299,7 @@ class RNNBase(nn.Module):
             of_h, *others = self._state_sizes(N)
             h = batch.new_zeros(of_h[1:])
             return [(h, *[h if size == of_h else batch.new_zeros(size[1:]) for size in others])] * of_h[0]
-        if form.packed is not None and self.mode == "LSTM":
+        if form.packed is not None and self._kind == "LSTM":
             hx = hx[0], hx[1].expand(-1, N, self.hidden_size)  # torch.nn takes a c_0 that can be broadcast
         return list(zip(*(state.unbind(0) for state in self._tuple(hx)), strict=False))
 
@@ -298,7 +307,7 @@ class RNNBase(nn.Module):
         """Return (D*num_layers, N, H_out) of h, then (D*num_layers, N, H_cell) of what else the equation carries."""
         layers, H = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
         of_h = (layers, N, self.proj_size if self.proj_size > 0 else H)
-        return [of_h] + [(layers, N, H)] * (self._states - 1)
+        return [of_h] + [(layers, N, H)] * (self._state_count - 1)
 
     def _as_weights(self, w_ih: Tensor, *rest: Any) -> Weights:
         """Return an entry of `all_weights` under the names of what it holds. An equation's own are left out."""
@@ -342,6 +351,11 @@ class RNNBase(nn.Module):
         known = self._parameters  # most are; finding one there first is faster
         return known[name] if name in known else getattr(self, name)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # What `_flat_weights` was set to is not moved along, so it is no more what is computed with.
+        vars(self).pop("_given_weights", None)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
     def flatten_parameters(self) -> None:
         """Nothing: there is no flat buffer to rebuild. Here because programs call it."""
 
@@ -368,18 +382,22 @@ class RNNBase(nn.Module):
         """Check a call beyond its ranks. A graph can't ask what batch_sizes hold; its operator does."""
         checks.check_settings(self.path, self.checkpoint_every)
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
-        if self.mode != "LSTM" or batch_sizes is None or tracing:
-            self.check_forward_args(batch, hx, batch_sizes, N)
-        if hx is not None and self._states > 1:
+        if self._kind != "LSTM" or batch_sizes is None or tracing:
+            if self._overrides("check_forward_args"):
+                zeros = tuple(batch.new_zeros(size) for size in self._state_sizes(N))  # torch.nn hands on a state
+                self.check_forward_args(batch, self._given(zeros) if hx is None else hx, batch_sizes)
+            else:
+                self._check_sizes(batch, hx, batch_sizes, N, flat_weights[0])
+        if hx is not None and self._state_count > 1:
             name = "lstm" if self._own_equation is None else self.mode
-            checks.check_pair(hx, flat_weights, batch_sizes is not None, self._states, name)
+            checks.check_pair(hx, flat_weights, batch_sizes is not None, self._state_count, name)
         states = () if hx is None else self._tuple(hx)
         checks.check_tensors(flat_weights, argument=2 if batch_sizes is None else 3)
         if batch_sizes is None:
             checks.check_devices(batch, states, flat_weights)
         elif not tracing:
             checks.check_packed(batch, batch_sizes)
-            if self.mode == "LSTM":
+            if self._kind == "LSTM":
                 sizes = self._state_sizes(N)
                 pair = (
                     [batch.new_empty(size) for size in sizes] if hx is None else hx
@@ -389,15 +407,27 @@ class RNNBase(nn.Module):
             bias = flat_weights[3] if self.bias else None
             checks.check_hx_dtype(states[0] if states else batch, flat_weights[1], bias)
 
-    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int | None = None) -> None:
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
-        self.check_input(input, batch_sizes)
+        weight = self._weight(self._all_weights[0][0])
+        self._check_sizes(input, hidden, batch_sizes, self._batch(input, batch_sizes), weight)
+
+    def _check_sizes(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int, weight: Tensor) -> None:
+        """Check what `check_forward_args` does, by N and the first weight, which is read once if parametrized."""
+        if self._overrides("check_input"):
+            self.check_input(input, batch_sizes)
+        else:
+            checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
         if hidden is None:
             return
-        sizes = self._state_sizes(self._batch(input, batch_sizes) if N is None else N)
+        sizes = self._state_sizes(N)
         for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
             name = "hidden size" if len(sizes) == 1 else f"hidden[{k}] size"
             self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
+
+    def _overrides(self, method: str) -> bool:
+        """Say whether a subclass has a `method` of its own."""
+        return getattr(type(self), method) is not getattr(RNNBase, method)
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The size of h_0, (D*num_layers, N, H_out)."""
@@ -574,6 +604,10 @@ class LSTM(RNNBase):
         def __init__(self, *args, **kwargs):
             super().__init__("LSTM", *args, **kwargs)
 
+    @property
+    def _kind(self) -> str:
+        return "LSTM"
+
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """Return the size of c_0, (D*num_layers, N, H_cell)."""
         return self._state_sizes(self._batch(input, batch_sizes))[1]
@@ -640,6 +674,10 @@ class GRU(RNNBase):
         def __init__(self, *args, **kwargs):
             refuse_projection(kwargs)
             super().__init__("GRU", *args, **kwargs)
+
+    @property
+    def _kind(self) -> str:
+        return "GRU"
 
 
 def refuse_projection(kwargs: dict[str, Any]) -> None:

@@ -62,5 +62,6 @@ class Form(NamedTuple):
         """Return the output in the input's form: the reverse of `batch` and `rows`."""
         if self.packed is not None:
             return PackedSequence(rows, *self.packed[1:])
-        output = rows.transpose(0, 1) if self.batch_first else rows
+        # In place, for a view of what was computed without a gradient refuses a caller who writes one there.
+        output = rows.transpose_(0, 1) if self.batch_first else rows
         return output if self.batched else output.squeeze(self.batch_dim)

@@ -43,6 +43,7 @@ class Direction(NamedTuple):
     reset_to: State = ()  # as `state`
     own: tuple[Tensor, ...] = ()  # the equation's own parameters
     training: bool = False  # which an equation that draws random numbers wants to know
+    pair: bool = False  # both directions of a layer side by side, with weights that are zero between them
 
     @property
     def ragged(self) -> bool:

@@ -68,7 +68,8 @@ def trace(module: nn.Module, input: Any, hx: Any = None, **same: Any) -> Trace:
             seen[name] = {letter: rows_as_given(rows) for letter, rows in steps.items()}
             return output, final
 
-        return stack.run(record, stack.layer(unroll))
+        output, finals = stack.run(record, stack.layer(unroll))
+        return output.clone(), finals  # the form of the call is put upon it in place, and `seen` has it as it is
 
     output, last = module._results(form, record, run)
     return Trace(output, last, seen)

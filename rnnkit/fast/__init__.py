@@ -18,7 +18,7 @@ from torch import Tensor
 from ..stack import Direction, Results, Stack
 from ..stack import layer as one_by_one
 from . import fused, pair
-from .autograd import differentiate, go_back, keep, plain, unroll
+from .autograd import differentiate, go_back, keep, plain, recording, unroll
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
@@ -34,6 +34,7 @@ __all__ = [
     "new_tape",
     "pays",
     "plain",
+    "recording",
     "serves",
     "unroll",
 ]
@@ -66,5 +67,5 @@ def pays(stack: Stack | Direction) -> bool:
     """Say whether so many steps take less time by this path than by the readable one, or are to take it anyway."""
     if stack.path == "always fast":
         return True
-    table, graph = KERNELS[stack.equation.step].pays_from, torch.is_grad_enabled()
+    table, graph = KERNELS[stack.equation.step].pays_from, recording()
     return stack.length >= (table[stack.input.dtype][graph] if stack.input.is_cpu else PAYS_ON_GPU)

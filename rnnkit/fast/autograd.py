@@ -12,6 +12,7 @@ from .. import checks, recurrence
 from ..equations import State
 from ..stack import Direction
 from ..untraced import untraced
+from . import pair
 from .kernels import KERNELS
 from .loop import Grads, Loop, new_tape
 
@@ -38,6 +39,11 @@ def plain(tensors: Sequence[Tensor | None], like: Tensor) -> bool:
     return True
 
 
+def recording() -> bool:
+    """Say whether autograd records: not in inference mode, whatever is enabled within."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 class ThroughTime(Function):
     """A direction, with its tensors for autograd to see. The tape is kept, or if `again` made again."""
 
@@ -46,7 +52,7 @@ class ThroughTime(Function):
         loop = Loop(direction)
         tape = None if again else new_tape(direction)
         output, state = loop.forward(tape)
-        keep(ctx, direction, *([output, *tape] if tape is not None else []))
+        keep(ctx, direction.given(tensors), *([output, *tape] if tape is not None else []))
         return output, *state
 
     @staticmethod
@@ -72,7 +78,8 @@ def keep(ctx: Any, direction: Direction, *others: Tensor) -> None:
     """Have autograd keep for `go_back` a direction, by its tensors, and others that its way back reads."""
     tensors = direction.tensors
     ctx.set_materialize_grads(False)
-    ctx.direction, ctx.count = direction.given([None] * len(tensors)), len(tensors)
+    ctx.direction = direction.given([None] * len(tensors))
+    ctx.graded = [t is not None and t.requires_grad for t in tensors]
     ctx.save_for_backward(*tensors, *others)
 
 
@@ -85,19 +92,40 @@ def go_back(ctx: Any, by_hand: ByHand, grads: Sequence[Tensor | None], needed: S
     if checks.autocasting(saved[0]):
         with torch.autocast(saved[0].device.type, enabled=False):
             return go_back(ctx, by_hand, grads, needed)
-    direction, others = ctx.direction.given(saved[: ctx.count]), saved[ctx.count :]
+    count = len(ctx.graded)
+    direction, others = ctx.direction.given(saved[:count]), saved[count:]
     # Gradients are enabled in here only if these ones are to be differentiated, too.
     if torch.is_grad_enabled() or not plain(grads, direction.input):
-        return differentiate(direction, grads, needed, torch.is_grad_enabled())
-    return by_hand(direction, others, grads, needed)
+        return differentiate(direction, grads, needed, ctx.graded, torch.is_grad_enabled())
+    found = by_hand(direction, others, grads, needed)
+    if direction.pair and not all(grad is None or bool(grad.isfinite().all()) for grad in found):
+        # An infinity of one, times the zeros between the two, is a NaN in the other.
+        return differentiate(direction, grads, needed, ctx.graded, again=False)
+    return found
 
 
-def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: Sequence[bool], again: bool) -> Grads:
-    """Return what `Loop.backward` returns, by the readable path: so that it can be batched, or differentiated again."""
+def differentiate(
+    direction: Direction,
+    grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    graded: Sequence[bool],
+    again: bool,
+) -> Grads:
+    """Return what `Loop.backward` returns, by the readable path: so that it can be batched, or differentiated again.
+
+    graded  which of the tensors wanted a gradient when forward saw them: by now they may have been frozen, or thawed
+    """
+
+    def alias(tensor: Tensor | None, graded: bool) -> Tensor | None:
+        """Return an alias of its own, so that a tensor given twice has two gradients."""
+        if tensor is None or not graded:
+            return None if tensor is None else tensor.detach()
+        return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
     with torch.enable_grad():
-        # Each an alias of its own, so that a tensor given twice has two gradients.
-        aliases = [None if t is None else t.view_as(t) for t in direction.tensors]
-        output, state = recurrence.unroll(direction.given(aliases))
+        aliases = [*map(alias, direction.tensors, graded)]
+        unroll = pair.unroll_apart if direction.pair else recurrence.unroll
+        output, state = unroll(direction.given(aliases))
         given = [(y, g) for y, g in zip((output, *state), grads, strict=True) if g is not None and y.requires_grad]
         wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need and alias is not None]
         ys, gs = zip(*given, strict=True)
@@ -107,14 +135,16 @@ def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: 
 
 def unroll(direction: Direction) -> tuple[Tensor, State]:
     """Take one direction over all of its steps, as `recurrence.unroll` does, with a graph if any tensor wants one."""
-    tensors = direction.tensors if torch.is_grad_enabled() else []
-    if not any(t is not None and t.requires_grad for t in tensors):
+    if not recording() or not any(t is not None and t.requires_grad for t in direction.tensors):
         return Loop(direction).forward(None)
     again = direction.checkpoint_every is not None and not KERNELS[direction.equation.step].tapeless
     outputs, state = [], direction.state
     for segment in segments(direction) if again else [direction]:
         segment = segment._replace(state=state)
-        output, *state = ThroughTime.apply(segment, again, *segment.tensors)  # type: ignore[no-untyped-call]
+        # Where steps don't lie on end, as with batch_first, what is kept is a copy, as torch.nn's is, so that a caller
+        # may write on his batch. What is computed with lies as it did, for the last bits in float64.
+        tensors = segment._replace(input=segment.input.contiguous()).tensors
+        output, *state = ThroughTime.apply(segment, again, *tensors)  # type: ignore[no-untyped-call]
         outputs.append(output)
     if direction.reverse:
         outputs.reverse()

@@ -93,7 +93,8 @@ class Loop:
         """Return the output (L, N, H_out) or (S, H_out) and the state after the last step. Write the tape, if given."""
         time, kernel, spans = self.time, self.kernel, self._spans()
         most = max(span.rows for span in spans)
-        output = self.rows.new_empty(time.total, self.state[0].size(1))
+        results = self.rows.new_empty(*self.direction.input.shape[:-1], self.state[0].size(1))  # no view is returned
+        output = self._as_rows(results)
         carry = Carry(self.state)
         with torch.inference_mode():  # nothing here concerns autograd, and calls are cheaper without
             x = output if kernel.tapeless else tape[0] if tape else _igates_memory(self.direction, most)
@@ -115,7 +116,7 @@ class Loop:
                     carry.state, carry.waiting = (
                         tuple(s.clone() for s in part) for part in (carry.state, carry.waiting)
                     )
-        return self._as_steps(output), tuple(s.clone() for s in carry.whole())
+        return results, tuple(s.clone() for s in carry.whole())
 
     def _igates(self, most: int) -> Callable[[Span, Tensor], Tensor]:
         """Return the function (span, out) -> igates of the span, in `out` or in memory of their own."""

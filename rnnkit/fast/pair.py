@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import recurrence
+from ..equations import State
 from ..stack import Direction, Results, Unroll, Weights
 
 FEW = 2**15  # multiplications in a step; of more, the products with zeros cost more than the calls
@@ -34,7 +36,7 @@ def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
     )
     input = torch.cat((forward.input, forward.input.flip(0)), -1)
     state = tuple(torch.cat(pair, -1) for pair in zip(forward.state, reverse.state, strict=True))
-    output, final = unroll(forward._replace(input=input, state=state, weights=weights))
+    output, final = unroll(forward._replace(input=input, state=state, weights=weights, pair=True))
     ahead, back = output.chunk(2, -1)
     finals = zip(*(s.chunk(2, -1) for s in final), strict=True)
     return torch.cat((ahead, back.flip(0)), -1), [*finals]
@@ -52,3 +54,26 @@ def side_by_side(forward: Tensor | None, reverse: Tensor | None, gates: int) -> 
     if forward is None or reverse is None:
         return None
     return torch.cat((forward.view(gates, -1), reverse.view(gates, -1)), 1).flatten()
+
+
+def unroll_apart(pair: Direction) -> tuple[Tensor, State]:
+    """Take the two of a pair over all steps one by one, by the readable path: then no zeros are multiplied."""
+    (ahead, state), (back, other) = (recurrence.unroll(half(pair, k)) for k in (0, 1))
+    return torch.cat((ahead, back), -1), tuple(torch.cat(both, -1) for both in zip(state, other, strict=True))
+
+
+def half(pair: Direction, k: int) -> Direction:
+    """Return one of the two directions of a pair, of whose tensors it has views."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = pair.weights
+    gates = len(pair.equation.gates)
+
+    def rows(tensor: Tensor, gates: int) -> Tensor:
+        return tensor.view(gates, 2, -1, *tensor.shape[1:])[:, k].flatten(0, 1)
+
+    def block(weight: Tensor, gates: int) -> Tensor:
+        return rows(weight, gates).chunk(2, 1)[k]
+
+    b_ih, b_hh = (None if b is None else rows(b, gates) for b in (b_ih, b_hh))
+    weights = Weights(block(w_ih, gates), block(w_hh, gates), b_ih, b_hh, None if w_hr is None else block(w_hr, 1))
+    state = tuple(s.chunk(2, -1)[k] for s in pair.state)
+    return pair._replace(input=pair.input.chunk(2, -1)[k], state=state, weights=weights, pair=False)

@@ -40,9 +40,9 @@ fast.kernels   <- equations fast.products
 fast.timeline  <-
 fast.cublas    <- fast.products
 fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline fast.cublas
-fast.autograd  <- equations checks stack recurrence untraced fast.kernels fast.loop
+fast.pair      <- equations stack recurrence
+fast.autograd  <- equations checks stack recurrence untraced fast.kernels fast.loop fast.pair
 fast.fused     <- equations stack recurrence untraced fast.cublas fast.autograd fast.loop
-fast.pair      <- stack
 fast           <- stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
 ragged         <- equations stack
 compiler       <- equations checks stack recurrence fast ragged

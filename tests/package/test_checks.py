@@ -397,7 +397,7 @@ def test_a_state_of_two_dimensions_beside_an_input_of_one_is_refused(kind, H):
     cell, state = getattr(rnnkit, kind + "Cell")(3, H), torch.zeros(H, H)
     words = "should also be 1-D but got 2-D tensor" if kind == "LSTM" or H == 1 else "must match the size of tensor b"
     if checks.CELLS_CHECK_RANK:
-        words = "^Expected 2D hidden0 .batch x hidden_size., but got 3D tensor$"
+        words = r"^Expected 2D hidden0 \(batch x hidden_size\), but got 3D tensor$"
     with pytest.raises(RuntimeError, match=words):
         cell(torch.zeros(3), (state, state) if kind == "LSTM" else state)
 

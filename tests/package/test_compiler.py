@@ -408,7 +408,7 @@ def test_what_a_graph_cannot_differentiate_it_refuses():
         first.sum().backward()
     # From torch 2.14 on the compiler refuses such an input itself.
     refusals = NotImplementedError, torch._dynamo.exc.Unsupported
-    with forward_ad.dual_level(), pytest.raises(refusals, match="jvp|dual tensor"):
+    with forward_ad.dual_level(), pytest.raises(refusals, match=r"jvp|dual tensor"):
         run(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
 
 

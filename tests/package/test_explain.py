@@ -107,7 +107,7 @@ def of_a_subclass():
 
 def of_one_dimension():
     """Which an LSTM's kernel refuses, in torch.nn too, and no check before it."""
-    return explain(layer("LSTM"), PackedSequence(torch.zeros(50), torch.ones(50, dtype=torch.int64)))
+    return explain(rnnkit.LSTM(50, 4), PackedSequence(torch.zeros(50), torch.ones(50, dtype=torch.int64)))
 
 
 def elsewhere():

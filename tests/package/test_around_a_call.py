@@ -1,0 +1,210 @@
+"""What programs do around a call: before it, within it, and between it and its backward."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import H_IN, KINDS, H, N, as_list, assert_equal_tensors, build, numbered, pair, randn, tensors
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnkit
+
+PATHS = ("fast", "always fast", "readable")
+FLOATS = (torch.float64, torch.float32)
+STEPS = (3, 40)  # by default the readable path, and the fast one
+CLOSE = {torch.float64: 1e-12, torch.float32: 1e-4}
+
+
+def ways(**axes):
+    """Every combination of these, by name."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def batch(module, steps, form="padded", seed=5):
+    """An input of that form in the module's dtype."""
+    shape = (N, steps) if module.batch_first else (steps, N)
+    x = randn(*shape, H_IN, seed=seed, dtype=module.weight_ih_l0.dtype)
+    if form == "unbatched":
+        return x.select(0 if module.batch_first else 1, 0)
+    return pack_padded_sequence(x, [steps, 2, 1], module.batch_first) if form == "packed" else x
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_kernels):
+    """So that what torch.nn lets a caller write on, without a gradient or detached in place, is his here, too."""
+    for way in ways(batch_first=(False, True), bidirectional=(False, True), num_layers=(1, 2), dtype=FLOATS):
+        native, kit = pair(kind, **way)
+        kit.path = path
+        for form, steps, graph in itertools.product(("padded", "packed", "unbatched"), STEPS, (False, True)):
+            with torch.set_grad_enabled(graph):
+                views = [
+                    {name: t._is_view() for name, t in tensors(m(batch(m, steps, form))).items()} for m in (native, kit)
+                ]
+            more = [name for name, view in views[1].items() if view and not views[0][name]]
+            assert not more, (kind, path, way, form, steps, graph)  # torch.nn's LSTM has more: it transposes its output
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_without_a_graph_may_be_written_on_with_one(kind, batch_first, native_kernels):
+    _, kit = pair(kind, batch_first=batch_first)
+    two = nn.Parameter(torch.full((1,), 2.0, dtype=torch.float64))
+    for kit.path, steps in itertools.product(PATHS, STEPS):
+        with torch.no_grad():
+            output, _ = kit(batch(kit, steps))
+        expected = 2 * output
+        assert_equal_tensors({"output": output.mul_(two)}, {"output": expected}, 0.0, f"{kind}, {kit.path}")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_mode_records_nothing_whatever_is_enabled_within(kind, dtype, native_kernels):
+    for way in ways(bidirectional=(False, True), batch_first=(False, True)):
+        native, kit = pair(kind, dtype=dtype, **way)
+        for kit.path, kit.checkpoint_every, steps in itertools.product(PATHS, (None, 2), STEPS):
+            with torch.inference_mode(), torch.enable_grad():
+                expected, found = (tensors(module(batch(module, steps))) for module in (native, kit))
+            assert not any(t.requires_grad for t in found.values())
+            assert_equal_tensors(found, expected, CLOSE[dtype], f"{kind}, {way}, {kit.path}, {steps} steps")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_first_buffer_may_be_filled_anew_before_backward(kind, dtype, native_kernels):
+    for way in ways(bidirectional=(False, True)):
+        native, kit = pair(kind, dtype=dtype, batch_first=True, **way)
+        for kit.path, kit.checkpoint_every, steps in itertools.product(PATHS, (None, 2), STEPS):
+            grads = []
+            for module in (native, kit):
+                buffer, loss = torch.zeros(N, steps, H_IN, dtype=dtype), torch.zeros((), dtype=dtype)
+                for k in range(3):
+                    buffer.copy_(batch(module, steps, seed=k))
+                    loss = loss + module(buffer)[0].square().sum()
+                grads.append(numbered("grad", torch.autograd.grad(loss, [*module.parameters()])))
+            case = f"{kind}, {way}, {kit.path}, checkpoint_every={kit.checkpoint_every}, {steps} steps"
+            most = max(t.abs().max().item() for t in grads[0].values())
+            assert_equal_tensors(grads[1], grads[0], CLOSE[dtype] * max(1.0, most), case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_that_a_program_sets_are_its_own(kind):
+    """For one `for name, m in model.named_modules(): m.name = name`. Of these torch.nn's RNN itself reads mode."""
+    for cell in (False, True):
+        if kind == "LSTM-proj" and cell:
+            continue
+        module = build(rnnkit, kind, cell)
+        x = randn(N, H_IN, seed=1) if cell else batch(module, 4)
+        before = numbered("result", as_list(module(x)) if cell else [*tensors(module(x)).values()])
+        module.name, module._states, module.kind = "encoder", None, 3
+        if "LSTM" in kind or "GRU" in kind:
+            module.mode = "train"
+        after = numbered("result", as_list(module(x)) if cell else [*tensors(module(x)).values()])
+        assert_equal_tensors(after, before, 0.0, f"{kind}, cell: {cell}")
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["no hx", "hx"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subclass_may_check_a_call_by_torch_nns_signature(kind, given):
+    """(input, hidden, batch_sizes), of which hidden is always a state."""
+    seen = []
+    for library in (nn, rnnkit):
+        base = type(build(library, kind))
+
+        class Checked(base):
+            def check_forward_args(self, input, hidden, batch_sizes):
+                seen.append([tuple(t.shape) for t in as_list(hidden)])
+                super().check_forward_args(input, hidden, batch_sizes)
+
+        module = Checked(H_IN, H, **KINDS[kind][1])
+        hx = tuple(torch.zeros(size) for size in ((1, N, module.proj_size or H), (1, N, H)))
+        hx = hx if "LSTM" in kind else hx[0]
+        module(torch.zeros(4, N, H_IN), hx if given else None)
+        with pytest.raises(RuntimeError, match=r"input\.size\(-1\) must be equal to input_size"):
+            module(torch.zeros(4, N, H_IN + 1))
+    assert seen[0] == seen[2]
+
+
+HARM = {
+    "NaN": lambda y: (y - y.detach()).norm(dim=-1).sqrt().sum(),  # the root's slope at zero is infinite
+    "infinite": lambda y: (y * torch.inf).sum(),
+    "overflow": lambda y: (y * 3e38).sum(),  # finite when it arrives, and infinite after some steps
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_not_finite_stays_in_its_direction(kind, harm, native_kernels):
+    """In float32, where both directions of a small layer are run at once."""
+    _, kit = pair(kind, dtype=torch.float32, bidirectional=True)
+    x = batch(kit, 40)
+    names = [name for name, _ in kit.named_parameters()]
+    for kit.path, kit.checkpoint_every, hurt in itertools.product(("fast", "readable"), (None, 8), (0, 1)):
+
+        def grads(losses, hurt=hurt):
+            kit.zero_grad()
+            ends = kit(x)[0].chunk(2, -1)
+            sum(loss(end) for loss, end in zip(losses if hurt == 0 else losses[::-1], ends, strict=True)).backward()
+            return {name: p.grad for name, p in kit.named_parameters()}
+
+        found = grads((HARM[harm], torch.sum))
+        alone = grads((lambda y: 0 * y.sum(), torch.sum))
+        clean = [name for name in names if name.endswith("_reverse") == (hurt == 0)]
+        case = f"{kind}, {harm} in direction {hurt}, {kit.path}, checkpoint_every={kit.checkpoint_every}"
+        assert not all(found[name].isfinite().all() for name in names if name not in clean), case
+        assert_equal_tensors({n: found[n] for n in clean}, {n: alone[n] for n in clean}, 1e-4, case)
+
+
+class Counted(nn.Module):
+    """A parametrization whose weight differs each time that it is computed."""
+
+    times = 0
+
+    def forward(self, weight):
+        self.times += 1
+        return weight * (1 + self.times)
+
+
+@pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LSTM-proj"])
+def test_a_parametrized_weight_is_computed_once_a_call(kind, cell):
+    for name in dict(build(rnnkit, kind, cell).named_parameters()):
+        module, counted = build(rnnkit, kind, cell), Counted()
+        parametrize.register_parametrization(module, name, counted, unsafe=True)
+        before = counted.times
+        module(randn(N, H_IN, seed=1) if cell else randn(4, N, H_IN, seed=1))
+        assert counted.times == before + 1, name
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_wanted_a_gradient_in_forward_has_one_whatever_is_frozen_since(kind, bidirectional, native_kernels):
+    """And what wanted none has none: between the two a GAN freezes one of its networks and thaws another."""
+    native, kit = pair(kind, bidirectional=bidirectional)
+    for kit.path, steps, then in itertools.product(PATHS, STEPS, (False, True)):
+        grads = []
+        for module in (native, kit):
+            module.requires_grad_(not then).zero_grad()
+            x = batch(module, steps).requires_grad_()
+            output, _ = module(x)
+            module.requires_grad_(then)
+            (dx,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+            dx.square().sum().backward()
+            of_weights = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+            grads.append({"dx": dx, "grad of dx": x.grad} | of_weights)
+            module.requires_grad_(True)
+        case = f"{kind}, {kit.path}, {steps} steps, {'thawed' if then else 'frozen'}"
+        assert [*grads[0]] == [*grads[1]], case
+        assert_equal_tensors(grads[1], grads[0], 1e-9, case)
+
+
+def test_flat_weights_that_were_assigned_do_not_outlive_a_move():
+    """torch.nn takes up the parameters again, which were moved."""
+    native, kit = pair("GRU", dtype=torch.float32)
+    for module in (native, kit):
+        module._flat_weights = [2 * weight for weight in module._flat_weights]
+        module.double()
+    x = batch(kit, 4)
+    assert_equal_tensors({"output": kit(x)[0]}, {"output": native(x)[0]}, 1e-12, "GRU")
