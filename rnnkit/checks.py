@@ -7,6 +7,7 @@ torch operations would broadcast in silence, or would fail only halfway through 
 import numbers
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from keyword import iskeyword
 from typing import Any
 
@@ -378,6 +379,14 @@ def check_pair(hx: Any, weights: Sequence[Any], packed: bool, states: int = 2, n
 
 def check_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, gates: int) -> None:
     """A cell's sizes: input (N, H_in), each state (N, H), weights (G*H, H_in) and (G*H, H)."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    with warnings.catch_warnings() if tracing else nullcontext():
+        if tracing:  # a trace warns of sizes that are looked at in Python: torch.nn's kernels look, too
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        _check_cell(input, hx, w_ih, w_hh, gates)
+
+
+def _check_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, gates: int) -> None:
     H = w_hh.size(1)
     if input.size(1) != w_ih.size(1):
         raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}")

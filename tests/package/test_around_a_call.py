@@ -1,6 +1,7 @@
 """What programs do around a call: before it, within it, and between it and its backward."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -208,3 +209,18 @@ def test_flat_weights_that_were_assigned_do_not_outlive_a_move():
         module.double()
     x = batch(kit, 4)
     assert_equal_tensors({"output": kit(x)[0]}, {"output": native(x)[0]}, 1e-12, "GRU")
+
+
+@pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LSTM-proj"])
+def test_a_trace_warns_of_no_more_than_torch_nns(kind, cell):
+    counts = []
+    for library in (nn, rnnkit):
+        module, x = build(library, kind, cell), randn(*(() if cell else (4,)), N, H_IN, seed=1)
+        h = torch.zeros(*(() if cell else (1,)), N, H, dtype=torch.float64)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.jit.trace(module, (x, (h, h) if kind == "LSTM" else h))
+            torch.jit.trace(module, (x,))
+        counts.append(sum(issubclass(w.category, torch.jit.TracerWarning) for w in caught))
+    assert counts[1] <= counts[0]
