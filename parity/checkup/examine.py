@@ -124,6 +124,8 @@ def examine(
             doctor.add(finding)
     if doctor.output_alone:
         diagnosis.not_run["gradients, and the cases of the grid"] = "the output is returned alone"
+    if diagnosis.unclear and subject.reader is not None:
+        checkup.template = subject.reader.template()
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu", device)

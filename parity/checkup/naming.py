@@ -49,6 +49,7 @@ def look(patient: Patient, probe: Probe) -> bool:
             evidence = f"{probe.name}: the same numbers, twice, with the constant read off one step"
             patient.add(*findings(fitted, patient.base, evidence))
             patient.base = fitted
+            patient.prove(problems[0][1])
             return True
         reconsider(patient, examples, seen)
     found = search(examples[0], seen[0], ("dtype",) if narrower else probe.levels, patient.base, again)
@@ -62,6 +63,7 @@ def look(patient: Patient, probe: Probe) -> bool:
         patient.diagnosis.passed.append(probe.name)
     else:
         accept(patient, found, probe)
+    patient.prove(problems[0][1])
     return True
 
 
@@ -113,12 +115,13 @@ def unexplained(
         ask_extras(patient, BASE)
         if patient.diagnosis.findings:
             return False
-    if layout is not None and not note and not answers_as_read(patient, probe, layout):
-        text = f"no reading of its parameters makes it torch.nn's or a known variant: {GIVE_A_MAP}"
+    doubtful = layout is not None and not note and layout not in patient.proven
+    if layout is not None and doubtful and not answers_as_read(patient, probe, layout):
         if probe is BASE:
+            text = f"no reading of its parameters makes it torch.nn's or a known variant: {GIVE_A_MAP}"
             patient.diagnosis.unread = text
         else:
-            patient.diagnosis.not_run[probe.name] = text
+            patient.diagnosis.unclear[probe.name] = found.error
         return False
     patient.diagnosis.unexplained.append(Unexplained(probe.name, found.error, found.near, found.distance, note=note))
     return False

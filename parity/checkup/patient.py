@@ -51,6 +51,7 @@ class Patient:
         self.given: tuple[Mutant, ...] = ()  # what is taken for granted of all that it returns
         self.extras_matter = False  # parameters that torch.nn has not change the result
         self.asked_extras: tuple[str, ...] = ()  # those of which this is known
+        self.proven: set[Layout] = set()  # readings of its parameters under which it was torch.nn's, or was explained
         self.progress = progress
 
     @property
@@ -104,6 +105,12 @@ class Patient:
         """Run one step of a problem."""
         one = drawn if case.is_cell else one_step(drawn)
         return example_of(case, one), values(self.run(case, one))
+
+    def prove(self, drawn: Draw) -> None:
+        """Remember that the reading of the parameters in this configuration is right."""
+        reader = self.subject.reader
+        if reader is not None and (layout := reader.chosen.get(reader.key(drawn.arguments))):
+            self.proven.add(layout)
 
     def add(self, *findings: Finding) -> None:
         self.diagnosis.findings += [one for one in findings if one.what not in self.diagnosis.names]

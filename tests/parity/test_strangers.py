@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from subjects import strangers
+from subjects import starts, strangers
 from torch import nn
 
 from parity.__main__ import main
@@ -49,6 +49,23 @@ def test_a_wrong_module_is_named(cls, as_, words):
     found = [finding.what for finding in (*doctor.diagnosis.findings, *habits(doctor))]
     assert any(words in name for name in found), found
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("cls", "probe"), [(starts.LayersGRU, "two layers"), (starts.CarriedLSTM, "two directions")])
+def test_a_difference_under_a_reading_that_may_be_wrong_is_neither_torchs_nor_an_accusation(cls, probe):
+    result = check(cls, raises=False)
+    assert (result.outcome, result.exit_code) == ("unread", 2)
+    assert f"in {probe}" in result.headline
+    assert "either its parameters are read wrongly there or it is not torch.nn's" in result.verdict
+    assert "def weights" in result.template
+    assert any(row.verdict.passes for row in result.rows)
+
+
+def test_a_difference_under_a_reading_that_was_right_before_is_a_difference():
+    result = check(starts.OnesLSTM, raises=False)
+    assert [one.probe for one in result.diagnosis.unexplained] == ["no hx"]
+    assert (result.outcome, result.exit_code) == ("different", 1)
+    assert check(starts.TwoWayLSTM, raises=False).same
 
 
 # Reading
