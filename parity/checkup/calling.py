@@ -13,16 +13,33 @@ from ..mutants.variants import plain
 from .patient import Patient
 from .probes import BASE, example_of, values
 from .search import Finding
-from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, steady, translated
+from .subjects import (
+    CELL_CONVENTIONS,
+    CONVENTIONS,
+    Convention,
+    IncomparableError,
+    NotOfferedError,
+    Subject,
+    steady,
+    translated,
+)
 
 
 def begin(patient: Patient) -> None:
     """Construct the subject once; find out whether it has biases at all. IncomparableError if it can't be."""
-    _, drawn = patient.draw(BASE, 0)
     reader = patient.subject.reader
     if reader is None:
         return
-    reader.module(**drawn.arguments)
+    if not reader.init.get(reader.options.get("bias", "bias"), True):
+        patient.always["bias"] = False
+        patient.diagnosis.not_offered["bias"] = "it is fixed by --init (init=)"
+    _, drawn = patient.draw(BASE, 0)
+    try:
+        reader.module(**drawn.arguments)
+    except NotOfferedError as error:
+        raise IncomparableError(
+            f"one layer in one direction is where it begins, and that is not offered: {error}"
+        ) from None
     if reader.exact(drawn.arguments) or "bias" in reader.options:
         return
     if not any(part.bias for part in reader.layouts(drawn.arguments)[0].parts):

@@ -332,21 +332,24 @@ class Reader:
     peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
 
     def construct(self, arguments: dict[str, Any]) -> nn.Module:
-        """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
+        """Pass what deviates from torch.nn's defaults or its own, and what is required: a class need not have all."""
         own, options = _parameters(self.target), _options(self.target)
         arguments = dict(arguments)
         if not self.biased:
             arguments.pop("bias", None)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
         unsaid = DEFAULTS | _defaults(self.target, self.init)
-        asked = {name: DEFAULTS[name] for name in _defaults(self.target, self.init)} | arguments
+        asked = {option: DEFAULTS[option] for option in options} | arguments
         given = dict(self.init)
         for option, value in asked.items():
             if option not in DEFAULTS:
                 continue
             name = options.get(option, option if takes_any else "")
             required = name in own and own[name].default is inspect.Parameter.empty
-            if name and name not in self.init and (required or unsaid[option] != value):
+            if name in self.init:
+                if self.init[name] != value and (option, value) != ("batch_first", False):  # seen by the shapes, later
+                    raise NotOfferedError(f"{name} is fixed by --init (init=)")
+            elif name and (required or unsaid[option] != value):
                 given[name] = value
             elif not name and unsaid[option] != value:
                 raise NotOfferedError(f"no argument {option}")

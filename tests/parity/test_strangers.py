@@ -21,6 +21,7 @@ from parity.checkup.habits import habits
 from parity.checkup.search import fit
 from parity.checkup.subjects import IncomparableError, adapt, known_name, load
 from parity.checkup.weights import UnreadableError, gate_letters, merges, readings
+from parity.grid.verdict import Verdict
 from parity.mutants.catalogue import FAMILIES
 from parity.mutants.definition import Example
 from parity.mutants.variants import Variant, plain
@@ -285,6 +286,33 @@ def test_more_arguments_are_asked_for_and_given():
     assert (result.outcome, result.exit_code) == ("unread", 2)
     assert "--init 'vocab_size=...'" in result.verdict
     assert Doctor(adapt(Wordy, "GRUCell", init={"vocab_size": 3})).diagnose().same
+
+
+class LayeredLSTM(nn.LSTM):
+    """Has no default where torch.nn has one."""
+
+    def __init__(self, input_size, hidden_size, num_layers, bias):
+        super().__init__(input_size, hidden_size, num_layers, bias)
+
+
+def test_a_required_option_of_torchs_has_torchs_default():
+    result = check(LayeredLSTM, raises=False)
+    assert result.exit_code == 0
+    assert {"two layers", "no bias"} <= set(result.diagnosis.passed)
+
+
+def test_what_init_fixes_is_not_offered_otherwise():
+    result = check(LayeredLSTM, init={"num_layers": 1}, raises=False)
+    assert result.exit_code == 0
+    assert result.diagnosis.not_offered["two layers"] == "num_layers is fixed by --init (init=)"
+    result = check(nn.GRU, init={"bias": False}, raises=False)
+    assert result.exit_code == 0
+    assert {(row.case.bias, row.verdict) for row in result.rows} == {(False, Verdict.BITWISE)}
+    result = check(nn.GRU, init={"batch_first": True}, raises=False)
+    assert result.diagnosis.names == ["input is always taken as (N, L, H_in)"]
+    assert result.diagnosis.interface_alone
+    result = check(nn.GRU, init={"bidirectional": True}, raises=False)
+    assert result.verdict.endswith("not offered: bidirectional is fixed by --init (init=)")
 
 
 def test_what_could_not_be_compared_fails_a_test_of_ones_own():
