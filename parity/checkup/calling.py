@@ -116,7 +116,6 @@ def settled(patient: Patient, chosen: tuple[Convention, ...], hx: bool, last: bo
         fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
         what = "the last step of the output" if last else "output"
         say(f"{what} is returned alone, without the states", "Keras", fix, "seen by the type")
-        patient.exact = False
 
 
 def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:

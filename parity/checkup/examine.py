@@ -123,7 +123,7 @@ def examine(
         for finding in habits(doctor):
             doctor.add(finding)
     if doctor.output_alone:
-        diagnosis.not_run["gradients, and the cases of the grid"] = "the output is returned alone"
+        diagnosis.not_run["the cases of the grid"] = "the output is returned alone"
     if diagnosis.unclear and subject.reader is not None:
         checkup.template = subject.reader.template()
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)

@@ -69,6 +69,29 @@ def test_a_difference_under_a_reading_that_was_right_before_is_a_difference():
     assert check(starts.TwoWayLSTM, raises=False).same
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("detaches", [False, True])
+def test_gradients_are_compared_through_an_output_that_is_returned_alone(last, detaches):
+    class Encoder(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.cell, self.head = nn.LSTMCell(input_size, hidden_size), nn.Linear(hidden_size, 3)
+
+        def forward(self, x, hx=None):
+            h, c = (x.new_zeros(x.size(1), self.cell.hidden_size),) * 2 if hx is None else (hx[0][0], hx[1][0])
+            ys = []
+            for v in x:
+                h, c = self.cell(v, (h.detach() if detaches else h, c))
+                ys.append(h)
+            return self.head(ys[-1]) if last else torch.stack(ys)
+
+    result = check(Encoder, "LSTM", raises=False)
+    assert "hx" not in result.diagnosis.not_offered
+    assert "gradients" not in result.diagnosis.not_run
+    assert result.diagnosis.interface_alone is not detaches
+    assert ("h is detached in the gates" in result.verdict) is detaches, result.verdict
+
+
 # Reading
 
 
