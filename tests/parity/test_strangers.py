@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from subjects import starts, strangers
+from subjects import stacks, starts, strangers
 from torch import nn
 
 from parity.__main__ import main
@@ -67,6 +67,20 @@ def test_a_difference_under_a_reading_that_was_right_before_is_a_difference():
     assert [one.probe for one in result.diagnosis.unexplained] == ["no hx"]
     assert (result.outcome, result.exit_code) == ("different", 1)
     assert check(starts.TwoWayLSTM, raises=False).same
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (stacks.EvalDropoutLSTM, "dropout in eval mode"),
+        (starts.KeptStateGRU, "the state is kept from one call to the next"),
+        (starts.RandomLSTM, "its initial state is drawn at random"),
+    ],
+)
+def test_one_mistake_is_not_found_again_under_other_names(cls, name):
+    diagnosis = check(cls, raises=False).diagnosis
+    assert diagnosis.names == [name]
+    assert diagnosis.others == []
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -76,3 +76,27 @@ class OnesLSTM(TwoWayLSTM):
 
     def start(self, x, slots):
         return (x.new_ones(slots, x.size(1), self.hidden_size),) * 2
+
+
+class RandomLSTM(TwoWayLSTM):
+    """Wrong: begins with random numbers where no state is given."""
+
+    def start(self, x, slots):
+        return tuple(torch.randn(slots, x.size(1), self.hidden_size, dtype=x.dtype) for _ in range(2))
+
+
+class KeptStateGRU(nn.Module):
+    """Wrong: takes no state, and begins where its last call has ended."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.cell, self.kept = nn.GRUCell(input_size, hidden_size), None
+
+    def forward(self, x):
+        fits = self.kept is not None and len(self.kept) == x.size(1)
+        h, ys = self.kept if fits else x.new_zeros(x.size(1), self.cell.hidden_size), []
+        for v in x:
+            h = self.cell(v, h)
+            ys.append(h)
+        self.kept = h.detach()
+        return torch.stack(ys), h[None]
