@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,6 +24,9 @@ from .subjects import (
     steady,
     translated,
 )
+
+#: What people call the argument of forward that is a state.
+STATE = re.compile(r"hid|state|init|carry|prev|mem|^[hcs](_?[0-9tnhcx].*)?$")
 
 
 def begin(patient: Patient) -> None:
@@ -110,12 +114,31 @@ def settled(patient: Patient, chosen: tuple[Convention, ...], hx: bool, last: bo
         heads = ", ".join(subject.reader.heads)
         say(f"a Linear stands on its output: {heads}", "classifiers", "keep the head outside", "left out here")
     if not hx:
+        stateless(patient, subject)
         patient.always["hx"] = False
-        patient.diagnosis.not_offered["hx"] = "forward takes no state"
     if patient.output_alone:
         fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
         what = "the last step of the output" if last else "output"
         say(f"{what} is returned alone, without the states", "Keras", fix, "seen by the type")
+
+
+def stateless(patient: Patient, subject: Subject) -> None:
+    """Say why no state is given: it takes none, takes it in another place, or raises."""
+    diagnosis = patient.diagnosis
+    names = [] if subject.reader is None else subject.reader.takes()
+    state = next((name for name in names if STATE.search(name.lower())), "")
+    if not state:
+        diagnosis.not_offered["hx"] = "forward takes no state"
+    elif state != names[0]:
+        why = f"forward takes its state as {state}, not second: give a wrapper whose forward(input, hx) passes it there"
+        diagnosis.not_run["hx"] = why
+    else:
+        case, drawn = patient.draw(BASE, 0)
+        error = patient.run(case, drawn).error
+        for name in patient.run(replace(case, special="no_grad"), drawn).facts.get("written to", []):
+            fix = "work out of place, or on a clone"
+            patient.add(Finding(f"{name} is written to", "", fix, "without gradients, with which it raises"))
+        diagnosis.not_offered["hx"] = f"with a state it {f'raises: {error}' if error else 'returns other shapes'}"
 
 
 def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:

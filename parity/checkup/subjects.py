@@ -329,6 +329,16 @@ class Reader:
         arguments = {**drawn.arguments, "input_size": 5, "hidden_size": 7}
         return self.construct(arguments).get_parameter(name).numel()
 
+    def takes(self) -> list[str]:
+        """Name the arguments of forward after the input: those that can be passed by place, then those by name alone.
+
+        Where the second has to be passed by name, an empty name stands for it.
+        """
+        module = self.construct({"input_size": 5, "hidden_size": 7})
+        own = list(_parameters(module.forward).values())[1:]
+        by_place = [p.name for p in own if p.kind is not p.KEYWORD_ONLY]
+        return [*(by_place or [""]), *(p.name for p in own if p.kind is p.KEYWORD_ONLY)]
+
     peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
 
     def construct(self, arguments: dict[str, Any]) -> nn.Module:

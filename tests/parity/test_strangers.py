@@ -69,6 +69,46 @@ def test_a_difference_under_a_reading_that_was_right_before_is_a_difference():
     assert check(starts.TwoWayLSTM, raises=False).same
 
 
+class WritingGRU(nn.GRU):
+    """Writes on the state that it is given."""
+
+    def forward(self, x, hx=None):
+        output, h_n = super().forward(x, hx)
+        if hx is not None:
+            hx.copy_(h_n)
+        return output, h_n
+
+
+class ByNameGRU(nn.GRU):
+    def forward(self, x, *, hidden=None):
+        return super().forward(x, hidden)
+
+
+class ThirdGRU(nn.GRU):
+    def forward(self, x, lengths=None, initial_state=None):
+        return super().forward(x if lengths is None else x[: int(max(lengths))], initial_state)
+
+
+class StatelessGRU(nn.GRU):
+    def forward(self, x, lengths=None):
+        return super().forward(x if lengths is None else x[: int(max(lengths))])
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (WritingGRU, "with a state it raises: RuntimeError: a leaf Variable"),
+        (ByNameGRU, "forward takes its state as hidden, not second"),
+        (ThirdGRU, "forward takes its state as initial_state, not second"),
+        (StatelessGRU, "forward takes no state"),
+    ],
+)
+def test_why_no_state_is_given_is_said_as_it_is(cls, said):
+    diagnosis = diagnose(cls, "GRU")
+    assert diagnosis.left_out["hx"].startswith(said)
+    assert diagnosis.names == ["h_0 is written to"] * (cls is WritingGRU)
+
+
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
