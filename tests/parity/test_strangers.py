@@ -336,6 +336,47 @@ def test_a_gru_of_one_bias_is_compared_with_torchs_of_b_hn_zero():
     assert any("one bias" in line for line in subject.notes)
 
 
+class EquinoxGRUCell(nn.Module):
+    """Right: one bias for the input, and one of the candidate for the state."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.randn(3 * hidden_size, input_size))
+        self.weight_hh = nn.Parameter(torch.randn(3 * hidden_size, hidden_size))
+        self.bias_n, self.bias = nn.Parameter(torch.randn(hidden_size)), nn.Parameter(torch.randn(3 * hidden_size))
+
+    def forward(self, x, h):
+        (a, b, c), (d, e, f) = (x @ self.weight_ih.T + self.bias).chunk(3, -1), (h @ self.weight_hh.T).chunk(3, -1)
+        r, z = torch.sigmoid(a + d), torch.sigmoid(b + e)
+        return (1 - z) * torch.tanh(c + r * (f + self.bias_n)) + z * h
+
+
+def test_a_bias_of_one_gate_beside_one_of_all_is_the_states():
+    subject = adapt(EquinoxGRUCell)
+    diagnosis = Doctor(subject).diagnose()
+    assert diagnosis.same, str(diagnosis)
+    assert "bias = bias_ih + bias_hh (of n bias_ih alone)" in subject.notes
+    assert "bias_n = bias_hh[gate n]" in subject.notes
+
+
+def test_a_bias_that_may_be_misread_accuses_nobody():
+    class Crossed(nn.Module):
+        """Its small bias is of another gate than its name says."""
+
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.x, self.h = (nn.Linear(size, 4 * hidden_size, bias=False) for size in (input_size, hidden_size))
+            self.bias, self.bias_f = nn.Parameter(torch.randn(4 * hidden_size)), nn.Parameter(torch.randn(hidden_size))
+
+        def forward(self, x, hx):
+            h, c = hx
+            i, f, g, o = (self.x(x) + self.h(h) + self.bias).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            return (o + self.bias_f).sigmoid() * c.tanh(), c
+
+    assert "say how they are made of torch.nn's" in diagnose(Crossed, "LSTMCell").unread
+
+
 # What could not be compared
 
 
