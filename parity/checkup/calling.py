@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from dataclasses import replace
 
 import torch
 
+from ..grid.cases import Case
+from ..grid.run import Draw, build
 from ..mutants.catalogue import LAST_STEP
 from ..mutants.variants import plain
 from .patient import Patient
-from .probes import BASE, example_of, values
+from .probes import BASE, EXACT, example_of, values
 from .search import Finding
 from .subjects import (
     CELL_CONVENTIONS,
@@ -25,6 +28,11 @@ from .subjects import (
     translated,
 )
 
+RETURN = "torch.nn's return output, (h_n, c_n) of an LSTM, output, h_n of others; a cell's the new state"
+WRAP = (
+    "a derived class with forward(self, input, hx=None) that returns this can be compared (parity/README.md has an "
+    "example of three lines)"
+)
 #: What people call the argument of forward that is a state.
 STATE = re.compile(r"hid|state|init|carry|prev|mem|^[hcs](_?[0-9tnhcx].*)?$")
 
@@ -139,6 +147,38 @@ def stateless(patient: Patient, subject: Subject) -> None:
             fix = "work out of place, or on a clone"
             patient.add(Finding(f"{name} is written to", "", fix, "without gradients, with which it raises"))
         diagnosis.not_offered["hx"] = f"with a state it {f'raises: {error}' if error else 'returns other shapes'}"
+
+
+def first_call(patient: Patient, case: Case, drawn: Draw) -> str:
+    """Say what the first call returns where that is not what torch.nn's does, or what it raises."""
+    errors = []
+    for states in (drawn.hx, ()):
+        given = ((states,) if len(states) > 1 else states) if states else ()
+        try:
+            with torch.no_grad():
+                module = build(patient.subject.namespace, case, drawn, EXACT)
+                result = module(drawn.input.to(case.device, copy=True), *given)
+        except Exception as error:  # whatever a subject raises is what is to be said
+            errors.append(f"{type(error).__name__}: {error}")
+        else:
+            return f"it returns {described(result)}. {RETURN}: {WRAP}"
+    with_state, without = errors
+    also = "" if without == with_state else f"; without a state: {without}"
+    return f"it raises in its first call: {with_state}{also}"
+
+
+def described(result: object) -> str:
+    """Say in a few words what a call has returned."""
+    if isinstance(result, torch.Tensor):
+        return f"a tensor of shape {list(result.shape)}"
+    if isinstance(result, dict):
+        return f"a dict with the keys {', '.join(map(str, result))}"
+    if dataclasses.is_dataclass(result):
+        fields = ", ".join(field.name for field in dataclasses.fields(result))
+        return f"a {type(result).__name__} with the fields {fields}"
+    if isinstance(result, (tuple, list)):
+        return f"a {type(result).__name__} of {len(result)} ({', '.join(map(described, result))})"
+    return f"a {type(result).__name__}"
 
 
 def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:

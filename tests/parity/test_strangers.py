@@ -380,6 +380,37 @@ def test_a_bias_that_may_be_misread_accuses_nobody():
 # What could not be compared
 
 
+class DictGRU(nn.GRU):
+    def forward(self, x, hx=None):
+        output, h = super().forward(x, hx)
+        return {"output": output, "h": h}
+
+
+class ManyGRU(nn.GRU):
+    def forward(self, x):
+        output, h = super().forward(x)
+        return [output, h, h, torch.Size([1])]
+
+
+class RaisingGRU(nn.GRU):
+    def forward(self, x):
+        raise ValueError("no batch today")
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (DictGRU, "it returns a dict with the keys output, h. torch.nn's return output, (h_n, c_n)"),
+        (ManyGRU, "it returns a list of 4 (a tensor of shape ["),
+        (RaisingGRU, "without a state: ValueError: no batch today"),
+    ],
+)
+def test_what_the_first_call_does_otherwise_is_said(cls, said):
+    result = check(cls, "GRU", raises=False)
+    assert result.exit_code == 2
+    assert said in result.verdict
+
+
 def test_an_instance_is_refused_and_a_factory_is_taken():
     with pytest.raises(IncomparableError, match="an instance of LSTM"):
         adapt(nn.LSTM(3, 4))
