@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
+from ..grid.cases import Case
+from ..grid.run import Draw, build
 from ..mutants.catalogue import LAST_STEP
 from ..mutants.variants import plain
 from .patient import Patient
-from .probes import BASE, example_of, values
+from .probes import BASE, EXACT, example_of, values
 from .search import Finding
-from .subjects import CELL_CONVENTIONS, CONVENTIONS, Convention, Subject, steady, translated
+from .subjects import (
+    CELL_CONVENTIONS,
+    CONVENTIONS,
+    Convention,
+    IncomparableError,
+    NotOfferedError,
+    Subject,
+    steady,
+    translated,
+)
+
+RETURN = "torch.nn's return output, (h_n, c_n) of an LSTM, output, h_n of others; a cell's the new state"
+WRAP = (
+    "a derived class with forward(self, input, hx=None) that returns this can be compared (parity/README.md has an "
+    "example of three lines)"
+)
+#: What people call the argument of forward that is a state.
+STATE = re.compile(r"hid|state|init|carry|prev|mem|^[hcs](_?[0-9tnhcx].*)?$")
 
 
 def begin(patient: Patient) -> None:
     """Construct the subject once; find out whether it has biases at all. IncomparableError if it can't be."""
-    _, drawn = patient.draw(BASE, 0)
     reader = patient.subject.reader
     if reader is None:
         return
-    reader.module(**drawn.arguments)
+    if not reader.init.get(reader.options.get("bias", "bias"), True):
+        patient.always["bias"] = False
+        patient.diagnosis.not_offered["bias"] = "it is fixed by --init (init=)"
+    _, drawn = patient.draw(BASE, 0)
+    try:
+        reader.module(**drawn.arguments)
+    except NotOfferedError as error:
+        raise IncomparableError(
+            f"one layer in one direction is where it begins, and that is not offered: {error}"
+        ) from None
     if reader.exact(drawn.arguments) or "bias" in reader.options:
         return
     if not any(part.bias for part in reader.layouts(drawn.arguments)[0].parts):
@@ -93,13 +122,63 @@ def settled(patient: Patient, chosen: tuple[Convention, ...], hx: bool, last: bo
         heads = ", ".join(subject.reader.heads)
         say(f"a Linear stands on its output: {heads}", "classifiers", "keep the head outside", "left out here")
     if not hx:
+        stateless(patient, subject)
         patient.always["hx"] = False
-        patient.diagnosis.not_offered["hx"] = "forward takes no state"
     if patient.output_alone:
         fix = "return output, (h_n, c_n)" if subject.kind == "LSTM" else "return output, h_n"
         what = "the last step of the output" if last else "output"
         say(f"{what} is returned alone, without the states", "Keras", fix, "seen by the type")
-        patient.exact = False
+
+
+def stateless(patient: Patient, subject: Subject) -> None:
+    """Say why no state is given: it takes none, takes it in another place, or raises."""
+    diagnosis = patient.diagnosis
+    names = [] if subject.reader is None else subject.reader.takes()
+    state = next((name for name in names if STATE.search(name.lower())), "")
+    if not state:
+        diagnosis.not_offered["hx"] = "forward takes no state"
+    elif state != names[0]:
+        why = f"forward takes its state as {state}, not second: give a wrapper whose forward(input, hx) passes it there"
+        diagnosis.not_run["hx"] = why
+    else:
+        case, drawn = patient.draw(BASE, 0)
+        error = patient.run(case, drawn).error
+        for name in patient.run(replace(case, special="no_grad"), drawn).facts.get("written to", []):
+            fix = "work out of place, or on a clone"
+            patient.add(Finding(f"{name} is written to", "", fix, "without gradients, with which it raises"))
+        diagnosis.not_offered["hx"] = f"with a state it {f'raises: {error}' if error else 'returns other shapes'}"
+
+
+def first_call(patient: Patient, case: Case, drawn: Draw) -> str:
+    """Say what the first call returns where that is not what torch.nn's does, or what it raises."""
+    errors = []
+    for states in (drawn.hx, ()):
+        given = ((states,) if len(states) > 1 else states) if states else ()
+        try:
+            with torch.no_grad():
+                module = build(patient.subject.namespace, case, drawn, EXACT)
+                result = module(drawn.input.to(case.device, copy=True), *given)
+        except Exception as error:  # whatever a subject raises is what is to be said
+            errors.append(f"{type(error).__name__}: {error}")
+        else:
+            return f"it returns {described(result)}. {RETURN}: {WRAP}"
+    with_state, without = errors
+    also = "" if without == with_state else f"; without a state: {without}"
+    return f"it raises in its first call: {with_state}{also}"
+
+
+def described(result: object) -> str:
+    """Say in a few words what a call has returned."""
+    if isinstance(result, torch.Tensor):
+        return f"a tensor of shape {list(result.shape)}"
+    if isinstance(result, dict):
+        return f"a dict with the keys {', '.join(map(str, result))}"
+    if dataclasses.is_dataclass(result):
+        fields = ", ".join(field.name for field in dataclasses.fields(result))
+        return f"a {type(result).__name__} with the fields {fields}"
+    if isinstance(result, (tuple, list)):
+        return f"a {type(result).__name__} of {len(result)} ({', '.join(map(described, result))})"
+    return f"a {type(result).__name__}"
 
 
 def _some(conventions: tuple[Convention, ...], most: int) -> Iterator[tuple[Convention, ...]]:

@@ -52,10 +52,9 @@ class Doctor(Patient):
                     if probe.name != "unbatched" or takes_unbatched(self):
                         look(self, probe)
                         ask_extras(self, probe)
-            if not self.output_alone:
-                self.progress("gradients, memory")
-                facts(self)
-                gradients(self)
+            self.progress("gradients, memory")
+            facts(self)
+            gradients(self)
             diagnosis.variant = self.base
         elif not diagnosis.unread:
             diagnosis.not_run["what comes after one layer"] = "that differs already, and no name was found for it"

@@ -8,6 +8,8 @@ from ..mutants.variants import Variant
 from .search import Finding
 from .subjects import Subject
 
+DOUBT = "either its parameters are read wrongly there or it is not torch.nn's"
+
 
 @dataclass(frozen=True)
 class Unexplained:
@@ -41,6 +43,7 @@ class Diagnosis:
     unexplained: list[Unexplained] = field(default_factory=list)
     not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
     not_run: dict[str, str] = field(default_factory=dict)  # what it may well offer, and why nobody looked
+    unclear: dict[str, float] = field(default_factory=dict)  # probe -> by how much it differs, under a doubtful reading
     errors: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     variant: Variant | None = None
@@ -54,22 +57,29 @@ class Diagnosis:
     @property
     def left_out(self) -> dict[str, str]:
         """Say what was not compared, whoever is the cause."""
-        return self.not_offered | self.not_run
+        return self.not_offered | self.not_run | dict.fromkeys(self.unclear, DOUBT)
 
     @property
     def same(self) -> bool:
         """Say whether nothing at all was found, in what the subject offers."""
-        return not (self.findings or self.unexplained or self.errors or self.unread)
+        return not (self.findings or self.unexplained or self.errors or self.unread or self.unclear)
+
+    @property
+    def accused(self) -> bool:
+        """Say whether numbers differ, and not because parameters may have been read wrongly."""
+        return bool(self.unexplained or self.errors) or not all(finding.interface for finding in self.findings)
 
     @property
     def interface_alone(self) -> bool:
         """Say whether the numbers are torch.nn's, and nothing but the shape of arguments and results differs."""
-        return bool(self.findings) and not (self.unexplained or self.errors) and all(f.interface for f in self.findings)
+        return bool(self.findings) and not (self.accused or self.unclear)
 
     @property
     def others(self) -> list[str]:
         """List what was found and has no name."""
-        return [str(one) for one in self.unexplained] + [f"{probe}: {text}" for probe, text in self.errors.items()]
+        errors = [f"{probe}: {text}" for probe, text in self.errors.items()]
+        unclear = [f"{probe}: differs by {error:.1e}; {DOUBT}" for probe, error in self.unclear.items()]
+        return [*map(str, self.unexplained), *errors, *unclear]
 
     def __str__(self) -> str:
         unread = [self.unread] if self.unread else []

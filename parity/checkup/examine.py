@@ -123,7 +123,9 @@ def examine(
         for finding in habits(doctor):
             doctor.add(finding)
     if doctor.output_alone:
-        diagnosis.not_run["gradients, and the cases of the grid"] = "the output is returned alone"
+        diagnosis.not_run["the cases of the grid"] = "the output is returned alone"
+    if diagnosis.unclear and subject.reader is not None:
+        checkup.template = subject.reader.template()
     chosen = [] if doctor.output_alone else cases(subject, diagnosis, size, device)
     if subject.kind == "RNN":  # relu as well, if the constructor has it
         relu = Doctor(subject, seed, "relu", device)
@@ -148,7 +150,10 @@ def noted(subject: Subject) -> list[str]:
     if subject.reader is None:
         return []
     torch.manual_seed(0)
-    module = subject.reader.construct({"input_size": 50, "hidden_size": 64})
+    try:
+        module = subject.reader.construct({"input_size": 50, "hidden_size": 64})
+    except (subjects.IncomparableError, subjects.NotOfferedError):  # of other sizes than what was compared
+        return []
     flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
     usual = flat.abs().max() <= 1 / 8 and abs(flat.std() - 1 / 8 / 3**0.5) < 0.002
     lines = [] if usual else ["initial weights are drawn otherwise than torch.nn's, uniform within 1/sqrt(hidden_size)"]

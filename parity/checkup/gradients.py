@@ -62,7 +62,7 @@ def clips(patient: Patient) -> bool:
 
 def lag(patient: Patient, case: Case, drawn: Draw) -> str:
     """Count the steps back from the last output in which the gradient of the input is still right."""
-    if case.is_cell or "output" not in drawn.cotangents:
+    if case.is_cell or "output" not in drawn.cotangents or patient.given:
         return ""
     last = torch.zeros_like(drawn.cotangents["output"])
     last[-1] = drawn.cotangents["output"][-1]

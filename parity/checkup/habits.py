@@ -22,6 +22,7 @@ from .diagnose import Doctor
 from .probes import BASE, EXACT, Probe, example_of
 from .search import Finding
 from .subjects import MappedSubject
+from .traces import DRAWN, KEPT
 
 NEAR = 1e-9
 TRUE = 1e-7  # of the largest number: more than rounding does to any of these
@@ -88,7 +89,9 @@ def bare(drawn: Draw) -> Draw:
 
 
 def stale(doctor: Doctor) -> Iterator[Finding]:
-    """Update the weights between two calls."""
+    """Update the weights between two calls. Where the second goes on from the first, it says nothing."""
+    if {KEPT, DRAWN} & set(doctor.diagnosis.names):
+        return
     case, drawn = doctor.draw(BASE, 0)
     for training, grad in itertools.product((True, False), (True, False)):
         with torch.set_grad_enabled(grad):
@@ -220,9 +223,8 @@ def rows(doctor: Doctor) -> Iterator[Finding]:
 
 
 def layouts(doctor: Doctor) -> Iterator[Finding]:
-    """Take strided input and states."""
+    """Take strided input and states, each in a new module: what one call leaves must not count."""
     case, drawn = doctor.draw(BASE, 0)
-    module = made(doctor, case, drawn)
 
     def strided(tensor: Tensor) -> Tensor:
         return torch.stack([tensor, tensor.flip(0)], -1)[..., 0]
@@ -235,8 +237,9 @@ def layouts(doctor: Doctor) -> Iterator[Finding]:
             ("initial state", drawn.input.clone(), tuple(map(strided, hx))),
         ):
             given = ((states,) if len(states) > 1 else states) if states else ()
-            seen = [leaf for leaf in tree_leaves(module(input, *given)) if isinstance(leaf, Tensor)]
-            if far(seen, called(module, drawn)):
+            result = seeded(made(doctor, case, drawn), 1)(input, *given)
+            seen = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            if far(seen, called(seeded(made(doctor, case, drawn), 1), drawn)):
                 fix = "call .contiguous() before as_strided, or use reshape"
                 yield Finding(f"it takes its {name} for contiguous", "", fix, "a strided view of the same numbers")
                 return
@@ -328,9 +331,12 @@ def masks(doctor: Doctor) -> Iterator[Finding]:
             fix = "draw with torch's generator: F.dropout, torch.rand"
             yield Finding("dropout doesn't follow torch's seed", "", fix, "two results under torch.manual_seed(1)")
             return
-        constant = called(module.eval(), drawn)[0]
+        undropped = replace(drawn, arguments={**drawn.arguments, "dropout": 0.0})
+        constant = called(made(doctor, case, undropped, training=False), drawn)[0]  # some drop in eval mode too
     squashed = (lambda y: torch.atanh(torch.atanh(y))) if doctor.subject.kind == "LSTM" else torch.atanh
     kept: Tensor = squashed(shown) / squashed(constant)
+    if not kept.isfinite().all():
+        return
     dropped = kept.abs() < 0.01
     scale = kept[~dropped].mean().item() if not dropped.all() else 0.0
     share = dropped.double().mean().item()

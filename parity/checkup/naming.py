@@ -12,14 +12,13 @@ from ..grid.run import Draw, Precision, observe
 from ..mutants.catalogue import ALLOCATE
 from ..mutants.definition import Example
 from ..mutants.variants import plain
+from .calling import RETURN, WRAP, first_call
 from .diagnosis import Unexplained
 from .patient import Patient
 from .probes import BASE, Probe, example_of, values
 from .reading import answers_as_read, ask_extras
 from .search import Finding, Search, error_of, findings, fit, search, tolerance
 from .subjects import GIVE_A_MAP
-
-RETURN = "torch.nn's return output, (h_n, c_n) of an LSTM, output, h_n of others; a cell's the new state"
 
 
 def look(patient: Patient, probe: Probe) -> bool:
@@ -49,6 +48,7 @@ def look(patient: Patient, probe: Probe) -> bool:
             evidence = f"{probe.name}: the same numbers, twice, with the constant read off one step"
             patient.add(*findings(fitted, patient.base, evidence))
             patient.base = fitted
+            patient.prove(problems[0][1])
             return True
         reconsider(patient, examples, seen)
     found = search(examples[0], seen[0], ("dtype",) if narrower else probe.levels, patient.base, again)
@@ -62,6 +62,7 @@ def look(patient: Patient, probe: Probe) -> bool:
         patient.diagnosis.passed.append(probe.name)
     else:
         accept(patient, found, probe)
+    patient.prove(problems[0][1])
     return True
 
 
@@ -97,7 +98,7 @@ def unexplained(
             shape = f"has shape {list(seen[name].shape)}" if name in seen else "is missing"
             what = f"{name} {shape}, torch.nn's has {list(usual[name].shape)}"
             if probe is BASE:
-                patient.diagnosis.unread = f"what it returns is not understood: {what}. {RETURN}"
+                patient.diagnosis.unread = f"what it returns is not understood: {what}. {RETURN}: {WRAP}"
             elif probe.options.get("form", "").startswith("packed") and name == "output" and seen[name].dim() == 3:
                 fix = "return a PackedSequence for a PackedSequence"
                 evidence = f"{probe.name}: {what}"
@@ -113,12 +114,13 @@ def unexplained(
         ask_extras(patient, BASE)
         if patient.diagnosis.findings:
             return False
-    if layout is not None and not note and not answers_as_read(patient, probe, layout):
-        text = f"no reading of its parameters makes it torch.nn's or a known variant: {GIVE_A_MAP}"
+    doubtful = layout is not None and not note and layout not in patient.proven
+    if layout is not None and doubtful and not answers_as_read(patient, probe, layout):
         if probe is BASE:
+            text = f"no reading of its parameters makes it torch.nn's or a known variant: {GIVE_A_MAP}"
             patient.diagnosis.unread = text
         else:
-            patient.diagnosis.not_run[probe.name] = text
+            patient.diagnosis.unclear[probe.name] = found.error
         return False
     patient.diagnosis.unexplained.append(Unexplained(probe.name, found.error, found.near, found.distance, note=note))
     return False
@@ -151,7 +153,7 @@ def refused(patient: Patient, probe: Probe, case: Case, drawn: Draw, error: str)
         patient.add(Finding("a float32 tensor in a float64 run", "", ALLOCATE, f"{probe.name}: {error}"))
         return probe is not BASE
     if probe is BASE:
-        patient.diagnosis.unread = f"it raises in its first call: {error}"
+        patient.diagnosis.unread = first_call(patient, case, drawn)
         return False
     kind, _, why = error.partition(": ")
     if kind == "IncomparableError":

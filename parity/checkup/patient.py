@@ -51,6 +51,7 @@ class Patient:
         self.given: tuple[Mutant, ...] = ()  # what is taken for granted of all that it returns
         self.extras_matter = False  # parameters that torch.nn has not change the result
         self.asked_extras: tuple[str, ...] = ()  # those of which this is known
+        self.proven: set[Layout] = set()  # readings of its parameters under which it was torch.nn's, or was explained
         self.progress = progress
 
     @property
@@ -70,6 +71,10 @@ class Patient:
         drawn = next(
             d for d in (draw(case, seed) for seed in seeds) if not probe.batches or len(d.lengths) in probe.batches
         )
+        if self.output_alone:
+            output = drawn.cotangents["output"]
+            last = output.select(int(case.batch_first and output.dim() > 2), -1)
+            drawn = replace(drawn, cotangents={"output": last if self.given else output})
         if case.dropout:
             drawn = replace(drawn, arguments={**drawn.arguments, "dropout": ALL})
         of_input, of_states = probe.scale
@@ -81,29 +86,42 @@ class Patient:
         return observe(self.subject.namespace, case, drawn, EXACT)
 
     def output_of(self, case: Case, drawn: Draw) -> Observations:
-        """Say what a subject shows that returns no states."""
+        """Say what a subject shows that returns no states: its output, and gradients through it."""
         seen = Observations()
         if case.is_packed:
             seen.error = "not looked at where output is returned alone"
             return seen
         try:
             module = build(self.subject.namespace, case, drawn, EXACT)
-            hx = tuple(state.to(case.device) for state in drawn.hx)
-            with torch.no_grad():
-                result = module(drawn.input.to(case.device, copy=True), *((hx,) if len(hx) > 1 else hx))
+            given = dict(zip(("input", "h_0", "c_0"), (drawn.input, *drawn.hx), strict=False))
+            leaves = {name: t.to(case.device, copy=True).requires_grad_() for name, t in given.items()}
+            input, *hx = leaves.values()
+            torch.default_generator.manual_seed(drawn.seed)
+            result = module(input, *((tuple(hx),) if len(hx) > 1 else hx))
+            if not isinstance(result, Tensor):
+                seen.error = f"forward returns {type(result).__name__}"
+                return seen
+            seen.tensors["output"] = result.detach().cpu()
+            cotangent = drawn.cotangents["output"].to(result)
+            if result.requires_grad and result.shape == cotangent.shape:
+                result.backward(cotangent)  # type: ignore[no-untyped-call]
+                leaves |= dict(module.named_parameters())
+                grads = {f"grad of {name}": leaf.grad for name, leaf in leaves.items()}
+                seen.tensors |= {name: None if grad is None else grad.cpu() for name, grad in grads.items()}
         except Exception as error:  # whatever a subject raises is an observation
             seen.error = f"{type(error).__name__}: {error}"
-            return seen
-        if isinstance(result, Tensor):
-            seen.tensors["output"] = result.cpu()
-        else:
-            seen.error = f"forward returns {type(result).__name__}"
         return seen
 
     def step(self, case: Case, drawn: Draw) -> tuple[Example, dict[str, Tensor]]:
         """Run one step of a problem."""
         one = drawn if case.is_cell else one_step(drawn)
         return example_of(case, one), values(self.run(case, one))
+
+    def prove(self, drawn: Draw) -> None:
+        """Remember that the reading of the parameters in this configuration is right."""
+        reader = self.subject.reader
+        if reader is not None and (layout := reader.chosen.get(reader.key(drawn.arguments))):
+            self.proven.add(layout)
 
     def add(self, *findings: Finding) -> None:
         self.diagnosis.findings += [one for one in findings if one.what not in self.diagnosis.names]

@@ -140,7 +140,8 @@ def named_extras(patient: Patient, probe: Probe, names: tuple[str, ...], with_hx
 def answers_as_read(patient: Patient, probe: Probe, layout: Layout) -> bool:
     """Ask the module whether its weights are where they are thought to be.
 
-    In one step, no weight of the state may matter where the state is zero, none of the input where that is zero.
+    In one step, no weight of the state may matter where the state is zero, none of the input where that is zero; and
+    what one bias has more, the other may have less.
     """
     if layout.how == "by their order" or set(probe.options) - {"layers", "bidirectional", "hx"}:
         return layout.how != "by their order"
@@ -150,13 +151,29 @@ def answers_as_read(patient: Patient, probe: Probe, layout: Layout) -> bool:
     first = "weight_ih" if case.is_cell else "weight_ih_l0"
 
     def silent(problem: Draw, stem: str) -> bool:
-        moved = {name: w + 1 if name.startswith(stem) else w for name, w in problem.weights.items()}
+        return still_with(problem, {name: w + 1 for name, w in problem.weights.items() if name.startswith(stem)})
+
+    def still_with(problem: Draw, weights: dict[str, Tensor]) -> bool:
+        moved = problem.weights | weights
         before, after = (values(patient.run(case, each)) for each in (problem, replace(problem, weights=moved)))
         return all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in before)
 
     still = silent(replace(drawn, hx=zero_h), "weight_hh")
     still = still and silent(replace(drawn, input=0 * drawn.input), first)
+    still = still and still_with(drawn, exchanged(drawn.weights, layout.gates))
     return still and not silent(drawn, first)
+
+
+def exchanged(weights: dict[str, Tensor], gates: str) -> dict[str, Tensor]:
+    """Add to each bias_ih and take away from bias_hh, but where a reset gate tells them apart."""
+    moved: dict[str, Tensor] = {}
+    for name in weights:
+        other = name.replace("bias_ih", "bias_hh")
+        if other != name and other in weights:
+            shift = torch.linspace(0.1, 0.5, len(weights[name]), dtype=weights[name].dtype)
+            shift = shift.reshape(len(gates), -1) * torch.tensor([[gate != "n"] for gate in gates])
+            moved |= {name: weights[name] + shift.flatten(), other: weights[other] - shift.flatten()}
+    return moved
 
 
 def normalises(names: tuple[str, ...], drawn: Draw) -> bool:

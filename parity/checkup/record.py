@@ -10,9 +10,10 @@ from typing import Any
 from ..grid.cases import Case
 from ..grid.engine import environment
 from ..grid.verdict import Verdict
-from .diagnosis import Diagnosis
+from .diagnosis import DOUBT, Diagnosis
 from .locate import Growth, Location
 from .shrink import Smallest
+from .subjects import GIVE_A_MAP
 
 AXES = ("kind", "dtype", "layers", "bias", "batch_first", "bidirectional", "dropout", "form", "hx", "special")
 
@@ -64,10 +65,11 @@ class Checkup:
 
     @property
     def outcome(self) -> str:
-        """Say same, different, or unread: nothing could be compared."""
-        if self.diagnosis.unread:
+        """Say same, different, or unread: nothing could be compared, or its parameters may have been read wrongly."""
+        passes = all(row.verdict.passes for row in self.rows)
+        if self.diagnosis.unread or (self.diagnosis.unclear and passes and not self.diagnosis.accused):
             return "unread"
-        return "same" if self.diagnosis.same and all(row.verdict.passes for row in self.rows) else "different"
+        return "same" if self.diagnosis.same and passes else "different"
 
     @property
     def same(self) -> bool:
@@ -82,7 +84,7 @@ class Checkup:
         """Say in one sentence whether the subject is torch.nn's."""
         torchs = f"torch.nn.{self.class_name}"
         if self.outcome == "unread":
-            return f"{self.headline}: {self.diagnosis.unread}"
+            return f"{self.headline}: {self.diagnosis.unread or f'it differs, and {DOUBT}: {GIVE_A_MAP}'}"
         names = self.diagnosis.names
         if self.outcome == "different":
             if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
@@ -99,8 +101,10 @@ class Checkup:
     @property
     def headline(self) -> str:
         """Return the verdict, without the reason where nothing could be compared."""
-        torchs = f"torch.nn.{self.class_name}"
-        return f"{self.subject} could not be compared with {torchs}" if self.outcome == "unread" else self.verdict
+        if self.outcome != "unread":
+            return self.verdict
+        place = "" if self.diagnosis.unread else f" in {' and '.join(self.diagnosis.unclear)}"
+        return f"{self.subject} could not be compared with torch.nn.{self.class_name}{place}"
 
     @property
     def summary(self) -> str:

@@ -329,24 +329,37 @@ class Reader:
         arguments = {**drawn.arguments, "input_size": 5, "hidden_size": 7}
         return self.construct(arguments).get_parameter(name).numel()
 
+    def takes(self) -> list[str]:
+        """Name the arguments of forward after the input: those that can be passed by place, then those by name alone.
+
+        Where the second has to be passed by name, an empty name stands for it.
+        """
+        module = self.construct({"input_size": 5, "hidden_size": 7})
+        own = list(_parameters(module.forward).values())[1:]
+        by_place = [p.name for p in own if p.kind is not p.KEYWORD_ONLY]
+        return [*(by_place or [""]), *(p.name for p in own if p.kind is p.KEYWORD_ONLY)]
+
     peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
 
     def construct(self, arguments: dict[str, Any]) -> nn.Module:
-        """Pass only what deviates from torch.nn's defaults or its own: a class need not have every option."""
+        """Pass what deviates from torch.nn's defaults or its own, and what is required: a class need not have all."""
         own, options = _parameters(self.target), _options(self.target)
         arguments = dict(arguments)
         if not self.biased:
             arguments.pop("bias", None)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
         unsaid = DEFAULTS | _defaults(self.target, self.init)
-        asked = {name: DEFAULTS[name] for name in _defaults(self.target, self.init)} | arguments
+        asked = {option: DEFAULTS[option] for option in options} | arguments
         given = dict(self.init)
         for option, value in asked.items():
             if option not in DEFAULTS:
                 continue
             name = options.get(option, option if takes_any else "")
             required = name in own and own[name].default is inspect.Parameter.empty
-            if name and name not in self.init and (required or unsaid[option] != value):
+            if name in self.init:
+                if self.init[name] != value and (option, value) != ("batch_first", False):  # seen by the shapes, later
+                    raise NotOfferedError(f"{name} is fixed by --init (init=)")
+            elif name and (required or unsaid[option] != value):
                 given[name] = value
             elif not name and unsaid[option] != value:
                 raise NotOfferedError(f"no argument {option}")

@@ -48,12 +48,16 @@ class Part:
     turn: tuple[int, int, int] = (0, 1, 2)
     bias: bool = False
     stacked: bool = False  # both biases in one parameter, one behind the other
+    alone: str = ""  # of a bias of two sources: the gates of which it has the first alone
 
     def take(self, weights: dict[str, Tensor], gates: str, shape: tuple[int, ...]) -> Tensor:
         stem = "bias_" if self.bias else "weight_"
         found = [weights[stem + source + self.slot] for source in self.sources if stem + source + self.slot in weights]
         if not found:
             return next(iter(weights.values())).new_zeros(shape)
+        if self.alone:
+            elsewhere = torch.tensor([[gate in self.alone] for gate in gates], device=found[0].device)
+            found[1:] = [b.reshape(len(gates), -1).masked_fill(elsewhere, 0).flatten() for b in found[1:]]
         if self.bias:
             whole = torch.stack(found) if self.stacked else sum(found[1:], found[0]).unsqueeze(1)
             if self.stacked:
@@ -74,6 +78,7 @@ class Part:
         joined = (" + " if self.bias else ", ").join(f"{stem}_{source}{slot}{rows}" for source in self.sources)
         if self.stacked:
             return f"stack([{joined.replace(' + ', ', ')}])"
+        joined += f" (of {' '.join(self.alone)} {stem}_{self.sources[0]} alone)" * bool(self.alone)
         text = joined if self.bias or len(self.sources) == 1 else f"cat([{joined}], 1)"
         turned = not self.bias and self.turn in (TURNS[1], TURNS[2], TURNS[4])
         return text if not turned else f"{text}.T" if len(self.sources) == 1 else f"({text}).T"
@@ -103,13 +108,14 @@ class Layout:
     def merged(self) -> bool:
         """Say whether a GRU has one bias where torch.nn has b_in and b_hn."""
         return "n" in self.gates and any(
-            part.bias and "n" in part.gates and len(part.sources) > 1 and not part.stacked for part in self.parts
+            part.bias and "n" in part.gates and "n" not in part.alone and len(part.sources) > 1 and not part.stacked
+            for part in self.parts
         )
 
     def relabelled(self, order: str) -> Layout:
         """Return the layout in which what was taken for the k-th gate is the k-th of `order`."""
-        names = dict(zip(self.gates, order, strict=True))
-        parts = tuple(replace(p, gates="".join(names[gate] for gate in p.gates)) for p in self.parts)
+        names = str.maketrans(self.gates, order)
+        parts = tuple(replace(p, gates=p.gates.translate(names), alone=p.alone.translate(names)) for p in self.parts)
         return replace(self, parts=parts, style=(*self.style[:1], order, *self.style[2:]))
 
     def lines(self) -> Iterator[str]:
@@ -354,19 +360,23 @@ class Reader:
             if naming and len(owners) == 1:
                 parts[name] = replace(free[owners[0]], name=name, bias=True, turn=(0, 1, 2))
                 used.add(owners[0])
-        left = [name for name in sizes if name not in parts]
+        left = sorted((name for name in sizes if name not in parts), key=lambda name: -sizes[name])
         for name in left:
             covered = {(gate, source) for part in parts.values() for gate in part.gates for source in part.sources}
             k = sizes[name]
             gates = self.gates if k == G else gate_letters([n for n in left if sizes[n] == k], self.gates, naming)
             given = gates if k == G else gates[[n for n in left if sizes[n] == k].index(name)]
+            if k == 1 and naming and sum(size == 1 for size in sizes.values()) == 1:  # bias_n beside bias
+                given = WORDS[self.gates].get(re.split(r"[._]", name.lower())[-1][:1], given)
             source = next((s for s in ("ih", "hh") if not any((gate, s) in covered for gate in given)), None)
             if len(given) == k and source is not None:
                 parts[name] = Part(name, suffix, (source,), "".join(given), bias=True)
-        for name, part in parts.items():  # the only bias there is stands for both
+        for name, part in parts.items():  # the only bias there is of a gate stands for both
             others = "".join(other.gates for n, other in parts.items() if n != name)
-            if (len(part.sources) == 1 and not set(part.gates) & set(others)) or len(part.sources) > 1:
-                parts[name] = replace(part, sources=("ih", "hh"))
+            alone = "".join(gate for gate in part.gates if gate in others and len(part.sources) == 1)
+            if len(alone) < len(part.gates):
+                both = ("hh", "ih") if alone and part.sources == ("hh",) else ("ih", "hh")
+                parts[name] = replace(part, sources=both, alone=alone)
         return parts
 
 

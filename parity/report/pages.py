@@ -43,6 +43,7 @@ def as_json(checkup: Checkup) -> str:
         "findings": [vars(finding) for finding in diagnosis.findings],
         "unexplained": [vars(one) for one in diagnosis.unexplained],
         "errors": diagnosis.errors,
+        "unclear": diagnosis.unclear,
         "not compared": diagnosis.unread or None,
         "not offered": diagnosis.not_offered,
         "not run": diagnosis.not_run,

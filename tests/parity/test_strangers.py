@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from subjects import strangers
+from subjects import stacks, starts, strangers
 from torch import nn
 
 from parity.__main__ import main
@@ -21,6 +21,7 @@ from parity.checkup.habits import habits
 from parity.checkup.search import fit
 from parity.checkup.subjects import IncomparableError, adapt, known_name, load
 from parity.checkup.weights import UnreadableError, gate_letters, merges, readings
+from parity.grid.verdict import Verdict
 from parity.mutants.catalogue import FAMILIES
 from parity.mutants.definition import Example
 from parity.mutants.variants import Variant, plain
@@ -49,6 +50,100 @@ def test_a_wrong_module_is_named(cls, as_, words):
     found = [finding.what for finding in (*doctor.diagnosis.findings, *habits(doctor))]
     assert any(words in name for name in found), found
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("cls", "probe"), [(starts.LayersGRU, "two layers"), (starts.CarriedLSTM, "two directions")])
+def test_a_difference_under_a_reading_that_may_be_wrong_is_neither_torchs_nor_an_accusation(cls, probe):
+    result = check(cls, raises=False)
+    assert (result.outcome, result.exit_code) == ("unread", 2)
+    assert f"in {probe}" in result.headline
+    assert "either its parameters are read wrongly there or it is not torch.nn's" in result.verdict
+    assert "def weights" in result.template
+    assert any(row.verdict.passes for row in result.rows)
+
+
+def test_a_difference_under_a_reading_that_was_right_before_is_a_difference():
+    result = check(starts.OnesLSTM, raises=False)
+    assert [one.probe for one in result.diagnosis.unexplained] == ["no hx"]
+    assert (result.outcome, result.exit_code) == ("different", 1)
+    assert check(starts.TwoWayLSTM, raises=False).same
+
+
+class WritingGRU(nn.GRU):
+    """Writes on the state that it is given."""
+
+    def forward(self, x, hx=None):
+        output, h_n = super().forward(x, hx)
+        if hx is not None:
+            hx.copy_(h_n)
+        return output, h_n
+
+
+class ByNameGRU(nn.GRU):
+    def forward(self, x, *, hidden=None):
+        return super().forward(x, hidden)
+
+
+class ThirdGRU(nn.GRU):
+    def forward(self, x, lengths=None, initial_state=None):
+        return super().forward(x if lengths is None else x[: int(max(lengths))], initial_state)
+
+
+class StatelessGRU(nn.GRU):
+    def forward(self, x, lengths=None):
+        return super().forward(x if lengths is None else x[: int(max(lengths))])
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (WritingGRU, "with a state it raises: RuntimeError: a leaf Variable"),
+        (ByNameGRU, "forward takes its state as hidden, not second"),
+        (ThirdGRU, "forward takes its state as initial_state, not second"),
+        (StatelessGRU, "forward takes no state"),
+    ],
+)
+def test_why_no_state_is_given_is_said_as_it_is(cls, said):
+    diagnosis = diagnose(cls, "GRU")
+    assert diagnosis.left_out["hx"].startswith(said)
+    assert diagnosis.names == ["h_0 is written to"] * (cls is WritingGRU)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (stacks.EvalDropoutLSTM, "dropout in eval mode"),
+        (starts.KeptStateGRU, "the state is kept from one call to the next"),
+        (starts.RandomLSTM, "its initial state is drawn at random"),
+    ],
+)
+def test_one_mistake_is_not_found_again_under_other_names(cls, name):
+    diagnosis = check(cls, raises=False).diagnosis
+    assert diagnosis.names == [name]
+    assert diagnosis.others == []
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("detaches", [False, True])
+def test_gradients_are_compared_through_an_output_that_is_returned_alone(last, detaches):
+    class Encoder(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.cell, self.head = nn.LSTMCell(input_size, hidden_size), nn.Linear(hidden_size, 3)
+
+        def forward(self, x, hx=None):
+            h, c = (x.new_zeros(x.size(1), self.cell.hidden_size),) * 2 if hx is None else (hx[0][0], hx[1][0])
+            ys = []
+            for v in x:
+                h, c = self.cell(v, (h.detach() if detaches else h, c))
+                ys.append(h)
+            return self.head(ys[-1]) if last else torch.stack(ys)
+
+    result = check(Encoder, "LSTM", raises=False)
+    assert "hx" not in result.diagnosis.not_offered
+    assert "gradients" not in result.diagnosis.not_run
+    assert result.diagnosis.interface_alone is not detaches
+    assert ("h is detached in the gates" in result.verdict) is detaches, result.verdict
 
 
 # Reading
@@ -241,7 +336,79 @@ def test_a_gru_of_one_bias_is_compared_with_torchs_of_b_hn_zero():
     assert any("one bias" in line for line in subject.notes)
 
 
+class EquinoxGRUCell(nn.Module):
+    """Right: one bias for the input, and one of the candidate for the state."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.randn(3 * hidden_size, input_size))
+        self.weight_hh = nn.Parameter(torch.randn(3 * hidden_size, hidden_size))
+        self.bias_n, self.bias = nn.Parameter(torch.randn(hidden_size)), nn.Parameter(torch.randn(3 * hidden_size))
+
+    def forward(self, x, h):
+        (a, b, c), (d, e, f) = (x @ self.weight_ih.T + self.bias).chunk(3, -1), (h @ self.weight_hh.T).chunk(3, -1)
+        r, z = torch.sigmoid(a + d), torch.sigmoid(b + e)
+        return (1 - z) * torch.tanh(c + r * (f + self.bias_n)) + z * h
+
+
+def test_a_bias_of_one_gate_beside_one_of_all_is_the_states():
+    subject = adapt(EquinoxGRUCell)
+    diagnosis = Doctor(subject).diagnose()
+    assert diagnosis.same, str(diagnosis)
+    assert "bias = bias_ih + bias_hh (of n bias_ih alone)" in subject.notes
+    assert "bias_n = bias_hh[gate n]" in subject.notes
+
+
+def test_a_bias_that_may_be_misread_accuses_nobody():
+    class Crossed(nn.Module):
+        """Its small bias is of another gate than its name says."""
+
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.x, self.h = (nn.Linear(size, 4 * hidden_size, bias=False) for size in (input_size, hidden_size))
+            self.bias, self.bias_f = nn.Parameter(torch.randn(4 * hidden_size)), nn.Parameter(torch.randn(hidden_size))
+
+        def forward(self, x, hx):
+            h, c = hx
+            i, f, g, o = (self.x(x) + self.h(h) + self.bias).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            return (o + self.bias_f).sigmoid() * c.tanh(), c
+
+    assert "say how they are made of torch.nn's" in diagnose(Crossed, "LSTMCell").unread
+
+
 # What could not be compared
+
+
+class DictGRU(nn.GRU):
+    def forward(self, x, hx=None):
+        output, h = super().forward(x, hx)
+        return {"output": output, "h": h}
+
+
+class ManyGRU(nn.GRU):
+    def forward(self, x):
+        output, h = super().forward(x)
+        return [output, h, h, torch.Size([1])]
+
+
+class RaisingGRU(nn.GRU):
+    def forward(self, x):
+        raise ValueError("no batch today")
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (DictGRU, "it returns a dict with the keys output, h. torch.nn's return output, (h_n, c_n)"),
+        (ManyGRU, "it returns a list of 4 (a tensor of shape ["),
+        (RaisingGRU, "without a state: ValueError: no batch today"),
+    ],
+)
+def test_what_the_first_call_does_otherwise_is_said(cls, said):
+    result = check(cls, "GRU", raises=False)
+    assert result.exit_code == 2
+    assert said in result.verdict
 
 
 def test_an_instance_is_refused_and_a_factory_is_taken():
@@ -268,6 +435,33 @@ def test_more_arguments_are_asked_for_and_given():
     assert (result.outcome, result.exit_code) == ("unread", 2)
     assert "--init 'vocab_size=...'" in result.verdict
     assert Doctor(adapt(Wordy, "GRUCell", init={"vocab_size": 3})).diagnose().same
+
+
+class LayeredLSTM(nn.LSTM):
+    """Has no default where torch.nn has one."""
+
+    def __init__(self, input_size, hidden_size, num_layers, bias):
+        super().__init__(input_size, hidden_size, num_layers, bias)
+
+
+def test_a_required_option_of_torchs_has_torchs_default():
+    result = check(LayeredLSTM, raises=False)
+    assert result.exit_code == 0
+    assert {"two layers", "no bias"} <= set(result.diagnosis.passed)
+
+
+def test_what_init_fixes_is_not_offered_otherwise():
+    result = check(LayeredLSTM, init={"num_layers": 1}, raises=False)
+    assert result.exit_code == 0
+    assert result.diagnosis.not_offered["two layers"] == "num_layers is fixed by --init (init=)"
+    result = check(nn.GRU, init={"bias": False}, raises=False)
+    assert result.exit_code == 0
+    assert {(row.case.bias, row.verdict) for row in result.rows} == {(False, Verdict.BITWISE)}
+    result = check(nn.GRU, init={"batch_first": True}, raises=False)
+    assert result.diagnosis.names == ["input is always taken as (N, L, H_in)"]
+    assert result.diagnosis.interface_alone
+    result = check(nn.GRU, init={"bidirectional": True}, raises=False)
+    assert result.verdict.endswith("not offered: bidirectional is fixed by --init (init=)")
 
 
 def test_what_could_not_be_compared_fails_a_test_of_ones_own():
