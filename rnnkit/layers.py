@@ -383,7 +383,7 @@ class RNNBase(nn.Module):
         checks.check_settings(self.path, self.checkpoint_every)
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
         if self._kind != "LSTM" or batch_sizes is None or tracing:
-            if self._overrides("check_forward_args"):
+            if type(self).check_forward_args is not RNNBase.check_forward_args:
                 zeros = tuple(batch.new_zeros(size) for size in self._state_sizes(N))  # torch.nn hands on a state
                 self.check_forward_args(batch, self._given(zeros) if hx is None else hx, batch_sizes)
             else:
@@ -414,20 +414,16 @@ class RNNBase(nn.Module):
 
     def _check_sizes(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int, weight: Tensor) -> None:
         """Check what `check_forward_args` does, by N and the first weight, which is read once if parametrized."""
-        if self._overrides("check_input"):
-            self.check_input(input, batch_sizes)
-        else:
+        if type(self).check_input is RNNBase.check_input:
             checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
+        else:
+            self.check_input(input, batch_sizes)
         if hidden is None:
             return
         sizes = self._state_sizes(N)
         for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
             name = "hidden size" if len(sizes) == 1 else f"hidden[{k}] size"
             self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
-
-    def _overrides(self, method: str) -> bool:
-        """Say whether a subclass has a `method` of its own."""
-        return getattr(type(self), method) is not getattr(RNNBase, method)
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The size of h_0, (D*num_layers, N, H_out)."""
@@ -604,9 +600,7 @@ class LSTM(RNNBase):
         def __init__(self, *args, **kwargs):
             super().__init__("LSTM", *args, **kwargs)
 
-    @property
-    def _kind(self) -> str:
-        return "LSTM"
+    _kind = "LSTM"
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """Return the size of c_0, (D*num_layers, N, H_cell)."""
@@ -675,9 +669,7 @@ class GRU(RNNBase):
             refuse_projection(kwargs)
             super().__init__("GRU", *args, **kwargs)
 
-    @property
-    def _kind(self) -> str:
-        return "GRU"
+    _kind = "GRU"
 
 
 def refuse_projection(kwargs: dict[str, Any]) -> None:

@@ -73,6 +73,8 @@ RULES = (
     Rule("readable", "this torch doesn't tell which transforms are active", lambda stack: not TELLING),
     Rule("readable", "torch.jit.trace is active", lambda stack: torch._C._is_tracing()),
     Rule("readable", "the attribute `path` is 'readable'", lambda stack: stack.path == "readable"),
+    # Early, for it is a call of few steps that feels each further rule.
+    without_kernel("{steps} steps don't pay", lambda stack: fast.has_kernel(stack) and not fast.pays(stack)),
     Rule(
         "readable",
         "the equation has parameters of its own, draws random numbers, or is not recurrent",
@@ -80,7 +82,6 @@ RULES = (
     ),
     without_kernel("the equation has no kernel", lambda stack: stack.equation.step not in fast.KERNELS),
     without_kernel("{dtype} has no kernels on {device}", lambda stack: not fast.serves(stack.input)),
-    without_kernel("{steps} steps don't pay", lambda stack: not fast.pays(stack)),
     Rule("readable", "the input is empty", lambda stack: stack.input.numel() == 0),
     Rule("readable", "the packed rows have one dimension, which torch refuses", lambda stack: stack.input.dim() < 2),
     without_kernel(

@@ -29,6 +29,7 @@ __all__ = [
     "differentiate",
     "fused",
     "go_back",
+    "has_kernel",
     "keep",
     "layer",
     "new_tape",
@@ -61,6 +62,11 @@ def layer(directions: Sequence[Direction]) -> Results:
         if all(t.detach().isfinite().all() for t in (output, *(c for _, *others in finals for c in others))):
             return output, finals
     return one_by_one(unroll)(directions)
+
+
+def has_kernel(stack: Stack) -> bool:
+    """Say whether there is a kernel for the equation, for the dtype of the input where it lives."""
+    return stack.equation.step in KERNELS and serves(stack.input)
 
 
 def pays(stack: Stack | Direction) -> bool:
