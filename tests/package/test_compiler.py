@@ -270,7 +270,10 @@ def test_in_a_graph_without_a_gradient_wanted_there_is_no_tape(kind, monkeypatch
     x = arguments(module)[0].detach()
     run = compiled(module, graphs)
     results = []
-    for wanted, context in ((True, torch.no_grad), (True, torch.enable_grad), (False, torch.enable_grad)):
+    # In torch 2.11 a graph that was compiled for weights that learn serves frozen ones, too.
+    compiles_anew = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 12]
+    frozen = [(False, torch.enable_grad)] if compiles_anew else []
+    for wanted, context in ((True, torch.no_grad), (True, torch.enable_grad), *frozen):
         module.requires_grad_(wanted)
         with context():
             output, _ = run(x)
@@ -278,7 +281,7 @@ def test_in_a_graph_without_a_gradient_wanted_there_is_no_tape(kind, monkeypatch
         results.append(len(node.meta["example_value"]) - 1 - len(module.equation.state))
         assert any(node.args[1]) == output.requires_grad == (wanted and context is torch.enable_grad)
     stack = make_stack(kind)
-    assert results == [0, len(loop.new_tape(stack.direction(0, stack.input, False))), 0]
+    assert results == [0, len(loop.new_tape(stack.direction(0, stack.input, False))), *(0 for _ in frozen)]
     module.requires_grad_(True)
     with torch.no_grad():
         quiet = flat(run(x))
