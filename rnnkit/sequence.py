@@ -62,6 +62,7 @@ class Form(NamedTuple):
         """Return the output in the input's form: the reverse of `batch` and `rows`."""
         if self.packed is not None:
             return PackedSequence(rows, *self.packed[1:])
-        # In place, for a view of what was computed without a gradient refuses a caller who writes one there.
-        output = rows.transpose_(0, 1) if self.batch_first else rows
+        output = rows
+        if self.batch_first:  # in place without a gradient: a view of such a tensor refuses who writes on it with one
+            output = rows.transpose(0, 1) if rows.requires_grad else rows.transpose_(0, 1)
         return output if self.batched else output.squeeze(self.batch_dim)

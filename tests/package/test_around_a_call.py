@@ -37,14 +37,15 @@ def batch(module, steps, form="padded", seed=5):
 def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_kernels):
     """So that what torch.nn lets a caller write on, without a gradient or detached in place, is his here, too."""
     for way in ways(batch_first=(False, True), bidirectional=(False, True), num_layers=(1, 2), dtype=FLOATS):
-        native, kit = pair(kind, **way)
+        native, kit = pair(kind, **way)  # with a graph and batch_first a view is one that may be written on
         kit.path = path
         for form, steps, graph in itertools.product(("padded", "packed", "unbatched"), STEPS, (False, True)):
             with torch.set_grad_enabled(graph):
                 views = [
                     {name: t._is_view() for name, t in tensors(m(batch(m, steps, form))).items()} for m in (native, kit)
                 ]
-            more = [name for name, view in views[1].items() if view and not views[0][name]]
+            allowed = ["output"] if graph and way["batch_first"] else []
+            more = [name for name, view in views[1].items() if view and not views[0][name] and name not in allowed]
             assert not more, (kind, path, way, form, steps, graph)  # torch.nn's LSTM has more: it transposes its output
 
 
