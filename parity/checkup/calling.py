@@ -15,7 +15,7 @@ from ..grid.run import Draw, build
 from ..mutants.catalogue import LAST_STEP
 from ..mutants.variants import plain
 from .patient import Patient
-from .probes import BASE, EXACT, example_of, values
+from .probes import BASE, EXACT, after_input, example_of, values
 from .search import Finding
 from .subjects import (
     CELL_CONVENTIONS,
@@ -153,11 +153,10 @@ def first_call(patient: Patient, case: Case, drawn: Draw) -> str:
     """Say what the first call returns where that is not what torch.nn's does, or what it raises."""
     errors = []
     for states in (drawn.hx, ()):
-        given = ((states,) if len(states) > 1 else states) if states else ()
         try:
             with torch.no_grad():
                 module = build(patient.subject.namespace, case, drawn, EXACT)
-                result = module(drawn.input.to(case.device, copy=True), *given)
+                result = module(drawn.input.to(case.device, copy=True), *after_input(states))
         except Exception as error:  # whatever a subject raises is what is to be said
             errors.append(f"{type(error).__name__}: {error}")
         else:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..grid.cases import Case
 from ..grid.run import Draw, Sizes, build, draw, observe
 from .diagnose import Doctor
-from .probes import BASE, EXACT, Probe, example_of
+from .probes import BASE, EXACT, Probe, after_input, example_of
 from .search import Finding
 from .subjects import MappedSubject
 from .traces import DRAWN, KEPT
@@ -53,8 +53,7 @@ def seeded(module: nn.Module, seed: int) -> nn.Module:
 def called(module: nn.Module, drawn: Draw, input: Tensor | None = None) -> list[Tensor]:
     """Call it on fresh copies of the numbers; return all tensors of its result."""
     hx = tuple(state.clone() for state in drawn.hx)
-    given = ((hx,) if len(hx) > 1 else hx) if hx else ()
-    result = module((drawn.input if input is None else input).clone(), *given)
+    result = module((drawn.input if input is None else input).clone(), *after_input(hx))
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
@@ -231,15 +230,15 @@ def layouts(doctor: Doctor) -> Iterator[Finding]:
 
     hx = tuple(state.clone() for state in drawn.hx)
     with torch.no_grad():
+        usual = called(seeded(made(doctor, case, drawn), 1), drawn)
         for name, input, states in (
             ("input", strided(drawn.input), tuple(state.clone() for state in hx)),
             ("input", drawn.input.mT.contiguous().mT, tuple(state.clone() for state in hx)),
             ("initial state", drawn.input.clone(), tuple(map(strided, hx))),
         ):
-            given = ((states,) if len(states) > 1 else states) if states else ()
-            result = seeded(made(doctor, case, drawn), 1)(input, *given)
+            result = seeded(made(doctor, case, drawn), 1)(input, *after_input(states))
             seen = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            if far(seen, called(seeded(made(doctor, case, drawn), 1), drawn)):
+            if far(seen, usual):
                 fix = "call .contiguous() before as_strided, or use reshape"
                 yield Finding(f"it takes its {name} for contiguous", "", fix, "a strided view of the same numbers")
                 return

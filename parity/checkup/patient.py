@@ -18,7 +18,7 @@ from ..mutants.module import Planted, implementation
 from ..mutants.mutant import Mutant, defined
 from ..mutants.variants import Variant, plain
 from .diagnosis import Diagnosis
-from .probes import ALL, EXACT, Probe, example_of, one_step, values
+from .probes import ALL, EXACT, Probe, after_input, example_of, one_step, values
 from .search import Finding
 from .subjects import Subject
 from .weights import Layout
@@ -97,7 +97,7 @@ class Patient:
             leaves = {name: t.to(case.device, copy=True).requires_grad_() for name, t in given.items()}
             input, *hx = leaves.values()
             torch.default_generator.manual_seed(drawn.seed)
-            result = module(input, *((tuple(hx),) if len(hx) > 1 else hx))
+            result = module(input, *after_input(hx))
             if not isinstance(result, Tensor):
                 seen.error = f"forward returns {type(result).__name__}"
                 return seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,3 +100,8 @@ def gradients_of(observations: Observations, example: Example) -> dict[str, Tens
     named = {name: observations.tensors.get(f"grad of {name}") for name in example.leaves}
     zeros = {name: torch.zeros_like(leaf) for name, leaf in example.leaves.items()}
     return {f"grad of {name}": zeros[name] if grad is None else grad for name, grad in named.items()}
+
+
+def after_input(states: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return states as what a call takes after the input: nothing, h, or the pair (h, c)."""
+    return (tuple(states),) if len(states) > 1 else tuple(states)

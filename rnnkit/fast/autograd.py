@@ -118,8 +118,10 @@ def differentiate(
 
     def alias(tensor: Tensor | None, graded: bool) -> Tensor | None:
         """Return an alias of its own, so that a tensor given twice has two gradients."""
-        if tensor is None or not graded:
-            return None if tensor is None else tensor.detach()
+        if tensor is None:
+            return None
+        if not graded:
+            return tensor.detach()
         return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
     with torch.enable_grad():

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import H_IN, KINDS, H, N, as_list, assert_equal_tensors, build, numbered, pair, randn, tensors
+from helpers import H_IN, KINDS, H, N, as_list, assert_equal_tensors, build, numbered, pair, product, randn, tensors
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -16,11 +16,6 @@ PATHS = ("fast", "always fast", "readable")
 FLOATS = (torch.float64, torch.float32)
 STEPS = (3, 40)  # by default the readable path, and the fast one
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-4}
-
-
-def ways(**axes):
-    """Every combination of these, by name."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def batch(module, steps, form="padded", seed=5):
@@ -36,7 +31,7 @@ def batch(module, steps, form="padded", seed=5):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_kernels):
     """So that what torch.nn lets a caller write on, without a gradient or detached in place, is his here, too."""
-    for way in ways(batch_first=(False, True), bidirectional=(False, True), num_layers=(1, 2), dtype=FLOATS):
+    for way in product(batch_first=(False, True), bidirectional=(False, True), num_layers=(1, 2), dtype=FLOATS):
         native, kit = pair(kind, **way)  # with a graph and batch_first a view is one that may be written on
         kit.path = path
         for form, steps, graph in itertools.product(("padded", "packed", "unbatched"), STEPS, (False, True)):
@@ -64,7 +59,7 @@ def test_an_output_without_a_graph_may_be_written_on_with_one(kind, batch_first,
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_mode_records_nothing_whatever_is_enabled_within(kind, dtype, native_kernels):
-    for way in ways(bidirectional=(False, True), batch_first=(False, True)):
+    for way in product(bidirectional=(False, True), batch_first=(False, True)):
         native, kit = pair(kind, dtype=dtype, **way)
         for kit.path, kit.checkpoint_every, steps in itertools.product(PATHS, (None, 2), STEPS):
             with torch.inference_mode(), torch.enable_grad():
@@ -76,7 +71,7 @@ def test_inference_mode_records_nothing_whatever_is_enabled_within(kind, dtype, 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_first_buffer_may_be_filled_anew_before_backward(kind, dtype, native_kernels):
-    for way in ways(bidirectional=(False, True)):
+    for way in product(bidirectional=(False, True)):
         native, kit = pair(kind, dtype=dtype, batch_first=True, **way)
         for kit.path, kit.checkpoint_every, steps in itertools.product(PATHS, (None, 2), STEPS):
             grads = []
