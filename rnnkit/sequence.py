@@ -9,6 +9,7 @@ The layers run rows in the order of time: (L, N, H_in), or packed ones (S, H_in)
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -64,5 +65,7 @@ class Form(NamedTuple):
             return PackedSequence(rows, *self.packed[1:])
         output = rows
         if self.batch_first:  # in place without a gradient: a view of such a tensor refuses who writes on it with one
-            output = rows.transpose(0, 1) if rows.requires_grad else rows.transpose_(0, 1)
+            # A trace is checked by one without gradients, which has to be the same.
+            view = rows.requires_grad or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            output = rows.transpose(0, 1) if view else rows.transpose_(0, 1)
         return output if self.batched else output.squeeze(self.batch_dim)
