@@ -220,6 +220,7 @@ class Graphed:
         if not any(needed):
             output, state, _ = replay(blocks, direction, keep=False)
             return output, state
+        direction = fast.aliased(direction)
         output, *last = ReplayThroughTime.apply(blocks, direction, *direction.tensors)  # type: ignore[no-untyped-call]
         return output, tuple(last)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..stack import Direction, Results, Stack
 from ..stack import layer as one_by_one
 from . import fused, pair
-from .autograd import differentiate, go_back, keep, plain, recording, unroll
+from .autograd import aliased, go_back, keep, plain, recording, unroll
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
@@ -26,7 +26,7 @@ __all__ = [
     "DTYPES",
     "KERNELS",
     "Loop",
-    "differentiate",
+    "aliased",
     "fused",
     "go_back",
     "has_kernel",

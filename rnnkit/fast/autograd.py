@@ -74,12 +74,20 @@ class ThroughTime(Function):
         return loop.backward(output, tape, grads, needed)
 
 
+def aliased(direction: Direction) -> Direction:
+    """Return the direction with an alias of each of its tensors, which autograd keeps in their place.
+
+    An alias stays what forward saw when the caller exchanges a tensor's data, freezes it or thaws it before backward.
+    """
+    return direction.given([None if t is None else t.view_as(t) for t in direction.tensors])
+
+
 def keep(ctx: Any, direction: Direction, *others: Tensor) -> None:
     """Have autograd keep for `go_back` a direction, by its tensors, and others that its way back reads."""
     tensors = direction.tensors
     ctx.set_materialize_grads(False)
     ctx.direction = direction.given([None] * len(tensors))
-    ctx.graded = [t is not None and t.requires_grad for t in tensors]
+    ctx.count = len(tensors)
     ctx.save_for_backward(*tensors, *others)
 
 
@@ -92,44 +100,25 @@ def go_back(ctx: Any, by_hand: ByHand, grads: Sequence[Tensor | None], needed: S
     if checks.autocasting(saved[0]):
         with torch.autocast(saved[0].device.type, enabled=False):
             return go_back(ctx, by_hand, grads, needed)
-    count = len(ctx.graded)
-    direction, others = ctx.direction.given(saved[:count]), saved[count:]
+    direction, others = ctx.direction.given(saved[: ctx.count]), saved[ctx.count :]
     # Gradients are enabled in here only if these ones are to be differentiated, too.
     if torch.is_grad_enabled() or not plain(grads, direction.input):
-        return differentiate(direction, grads, needed, ctx.graded, torch.is_grad_enabled())
+        return differentiate(direction, grads, needed, torch.is_grad_enabled())
     found = by_hand(direction, others, grads, needed)
     if direction.pair and not all(grad is None or bool(grad.isfinite().all()) for grad in found):
         # An infinity of one, times the zeros between the two, is a NaN in the other.
-        return differentiate(direction, grads, needed, ctx.graded, again=False)
+        return differentiate(direction, grads, needed, again=False)
     return found
 
 
-def differentiate(
-    direction: Direction,
-    grads: Sequence[Tensor | None],
-    needed: Sequence[bool],
-    graded: Sequence[bool],
-    again: bool,
-) -> Grads:
-    """Return what `Loop.backward` returns, by the readable path: so that it can be batched, or differentiated again.
-
-    graded  which of the tensors wanted a gradient when forward saw them: by now they may have been frozen, or thawed
-    """
-
-    def alias(tensor: Tensor | None, graded: bool) -> Tensor | None:
-        """Return an alias of its own, so that a tensor given twice has two gradients."""
-        if tensor is None:
-            return None
-        if not graded:
-            return tensor.detach()
-        return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-
+def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: Sequence[bool], again: bool) -> Grads:
+    """Return what `Loop.backward` returns, by the readable path: so that it can be batched, or differentiated again."""
     with torch.enable_grad():
-        aliases = [*map(alias, direction.tensors, graded)]
+        direction = aliased(direction)  # so that a tensor given twice has two gradients
         unroll = pair.unroll_apart if direction.pair else recurrence.unroll
-        output, state = unroll(direction.given(aliases))
+        output, state = unroll(direction)
         given = [(y, g) for y, g in zip((output, *state), grads, strict=True) if g is not None and y.requires_grad]
-        wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need and alias is not None]
+        wanted = [t for t, need in zip(direction.tensors, needed, strict=True) if need and t is not None]
         ys, gs = zip(*given, strict=True)
         found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=again, allow_unused=True))
     return [next(found) if need else None for need in needed]
@@ -140,7 +129,8 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
     if not recording() or not any(t is not None and t.requires_grad for t in direction.tensors):
         return Loop(direction).forward(None)
     again = direction.checkpoint_every is not None and not KERNELS[direction.equation.step].tapeless
-    outputs, state = [], direction.state
+    outputs, direction = [], aliased(direction)
+    state = direction.state
     for segment in segments(direction) if again else [direction]:
         segment = segment._replace(state=state)
         # Where steps don't lie on end, as with batch_first, what is kept is a copy, as torch.nn's is, so that a caller

@@ -20,7 +20,7 @@ from ..recurrence import Carry
 from ..stack import Direction
 from ..untraced import untraced
 from . import cublas
-from .autograd import go_back, keep
+from .autograd import aliased, go_back, keep
 from .loop import Grads
 
 StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
@@ -132,5 +132,6 @@ def in_order(direction: Direction) -> list[int]:
 
 def unroll(direction: Direction) -> tuple[Tensor, State]:
     """Take one direction over all of its steps, as `recurrence.unroll` does, two launches a step and way."""
+    direction = aliased(direction)
     output, *state = FusedThroughTime.apply(direction, *direction.tensors)  # type: ignore[no-untyped-call]
     return output, tuple(state)

@@ -1,11 +1,26 @@
 """What programs do around a call: before it, within it, and between it and its backward."""
 
+import copy
 import itertools
 import warnings
 
 import pytest
 import torch
-from helpers import H_IN, KINDS, H, N, as_list, assert_equal_tensors, build, numbered, pair, product, randn, tensors
+from helpers import (
+    H_IN,
+    KINDS,
+    H,
+    N,
+    arguments,
+    as_list,
+    assert_equal_tensors,
+    build,
+    numbered,
+    pair,
+    product,
+    randn,
+    tensors,
+)
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -195,6 +210,30 @@ def test_what_wanted_a_gradient_in_forward_has_one_whatever_is_frozen_since(kind
         case = f"{kind}, {kit.path}, {steps} steps, {'thawed' if then else 'frozen'}"
         assert [*grads[0]] == [*grads[1]], case
         assert_equal_tensors(grads[1], grads[0], 1e-9, case)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_backward_goes_by_what_forward_saw_whatever_data_are_exchanged_since(kind, bidirectional, native_kernels):
+    """`p.data = ...`, which autograd doesn't see, of every leaf: weights, input, states; also in a second backward."""
+    native, kit = pair(kind, bidirectional=bidirectional)
+    before = copy.deepcopy(native.state_dict())
+    for kit.path, checkpoint_every, steps, again in itertools.product(PATHS, (None, 2), STEPS, (False, True)):
+        kit.checkpoint_every, grads = checkpoint_every, []
+        for module in (native, kit):
+            module.load_state_dict(before)
+            module.zero_grad()
+            x, hx = arguments(module, steps=steps)
+            x, states = x.requires_grad_(), [state.requires_grad_() for state in as_list(hx)]
+            output, _ = module(x, hx)
+            for leaf in (x, *states, *module.parameters()):
+                leaf.data = torch.full_like(leaf, 7.0)
+            (dx,) = torch.autograd.grad(output.square().sum(), x, create_graph=again, retain_graph=True)
+            (dx.square().sum() if again else output.sum()).backward()
+            leaves = {"x": x} | numbered("state", states) | dict(module.named_parameters())
+            grads.append({"dx": dx} | {name: t.grad for name, t in leaves.items() if t.grad is not None})
+        case = f"{kind}, {kit.path}, {steps} steps, checkpoints {checkpoint_every}, again {again}"
+        assert_equal_tensors(grads[1], grads[0], 1e-9, case, relative=1e-9)
 
 
 def test_flat_weights_that_were_assigned_do_not_outlive_a_move():
