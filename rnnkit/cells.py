@@ -109,6 +109,7 @@ class RNNCellBase(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
 
+@checks.with_forward
 class RNNCell(RNNCellBase):
     """One step of Elman's network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh.
 
@@ -157,6 +158,7 @@ class RNNCell(RNNCellBase):
         return super().extra_repr() + nonlinearity
 
 
+@checks.with_forward
 class LSTMCell(RNNCellBase):
     """One step of long short-term memory: c' = f*c + i*g and h' = o*tanh(c'), with gates i, f, g, o.
 
@@ -198,6 +200,7 @@ class LSTMCell(RNNCellBase):
         return tuple(hx)
 
 
+@checks.with_forward
 class GRUCell(RNNCellBase):
     """One step of a gated recurrent unit: h' = (1 - z)*n + z*h, with gates r, z, n, and r applied after the product.
 

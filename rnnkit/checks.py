@@ -9,19 +9,31 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from keyword import iskeyword
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from .equations import EQUATIONS, Equation
 
 Size = tuple[int, ...]
+Module = TypeVar("Module", bound=nn.Module)
 #: Up to torch 2.14 its cells leave the state's rank to their kernels.
 CELLS_CHECK_RANK = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 15]
 PATHS = ("fast", "always fast", "fused", "readable")
+
+
+def with_forward(module: type[Module]) -> type[Module]:
+    """Give a class a copy of its base's `forward`: Python's TypeErrors then name that class, as torch.nn's do."""
+    shared: Any = module.forward
+    own = FunctionType(shared.__code__, shared.__globals__, shared.__name__, shared.__defaults__)
+    own.__kwdefaults__, own.__annotations__, own.__doc__ = shared.__kwdefaults__, shared.__annotations__, shared.__doc__
+    own.__module__, own.__qualname__ = module.__module__, f"{module.__qualname__}.forward"
+    module.forward = own
+    return module
 
 
 def check_settings(path: Any, checkpoint_every: Any) -> None:

@@ -119,7 +119,7 @@ class ReplayThroughTime(Function):
     def forward(ctx: Any, blocks: Sequence[Block], direction: Direction, *tensors: Tensor | None) -> Any:
         output, state, kept = replay(blocks, direction, keep=True)
         ctx.blocks = blocks
-        fast.keep(ctx, direction, output, *kept)
+        fast.keep(ctx, direction, tensors, output, *kept)
         return output, *state
 
     @staticmethod

@@ -130,12 +130,15 @@ class RNNBase(nn.Module):
 
     @property
     def equation(self) -> Equation:
-        """The record of the recurrence: the one that was given, or that of `mode`."""
-        return self._own_equation or EQUATIONS[self._kind]
+        """The record of the recurrence: the one that was given, or that of `mode`.
+
+        LSTM and GRU know theirs: their `mode` is torch.nn's to have, and a caller's to set.
+        """
+        return self._own_equation or EQUATIONS[self.mode]
 
     @property
     def _kind(self) -> str:
-        """The key of EQUATIONS. LSTM and GRU know theirs: their `mode` is torch.nn's to have, and a caller's to set."""
+        """The name of torch.nn's layer, which its messages begin with."""
         return self.mode
 
     def _shapes(self, H_in: int, H_out: int) -> dict[str, Any]:
@@ -198,12 +201,13 @@ class RNNBase(nn.Module):
         self._check(batch, hx, form.batch_sizes, all_weights, N)
         states = self._first_states(batch, hx, N, form)
         weights = [self._as_weights(*each) for each in all_weights]
-        count = len(self.equation.parameters)
+        equation = self.equation
+        count = len(equation.parameters)
         own = [tuple(each[-count:]) for each in all_weights] if count else ()
         dropout = self.dropout if self.training else 0.0
         settings = self.bidirectional, dropout, self.path, self.checkpoint_every
         rows, sizes = form.rows(batch), form.batch_sizes
-        stack = Stack(self.equation, rows, states, weights, sizes, *settings, own=own, training=self.training)
+        stack = Stack(equation, rows, states, weights, sizes, *settings, own=own, training=self.training)
         return form, self._ragged(form, stack, lengths, resets, reset_to) if ragged else stack
 
     def _ragged(self, form: Form, stack: Stack, lengths: Any, resets: Any, reset_to: Any) -> Stack:
@@ -311,7 +315,9 @@ class RNNBase(nn.Module):
 
     def _as_weights(self, w_ih: Tensor, *rest: Any) -> Weights:
         """Return an entry of `all_weights` under the names of what it holds. An equation's own are left out."""
-        if not self.equation.recurrent:  # nothing reads h, by no weight_hh and no bias_hh
+        if (
+            self._own_equation is not None and not self._own_equation.recurrent
+        ):  # nothing reads h, by no weight_hh and no bias_hh
             w_hh = w_ih.new_empty(0, self.proj_size or self.hidden_size)
             rest = w_hh, *rest[: self.bias], *[None] * self.bias, *rest[self.bias :]
         b_ih, b_hh = rest[1:3] if self.bias else (None, None)
@@ -328,7 +334,7 @@ class RNNBase(nn.Module):
     @_flat_weights.setter
     def _flat_weights(self, weights: Sequence[Any]) -> None:
         """Compute with `weights` until a parameter is replaced, as torch.nn does: higher, for one, sets them."""
-        vars(self)["_given_weights"] = [*weights], [self._weight(name) for name in self._flat_weights_names]
+        vars(self)["_given_weights"] = [*weights], [getattr(self, name) for name in self._flat_weights_names]
 
     @property
     def all_weights(self) -> list[list[Any]]:
@@ -337,7 +343,10 @@ class RNNBase(nn.Module):
 
     def _fetch_weights(self) -> list[list[Any]]:
         # No property: nn.Module takes an AttributeError inside one for the want of the property, not of the weight.
-        weights = [[self._weight(name) for name in names] for names in self._all_weights]
+        known = self._parameters  # most are; finding one there first is faster
+        weights = [
+            [known[name] if name in known else getattr(self, name) for name in names] for names in self._all_weights
+        ]
         if "_given_weights" not in vars(self):
             return weights
         given, then = vars(self)["_given_weights"]
@@ -347,9 +356,9 @@ class RNNBase(nn.Module):
         del vars(self)["_given_weights"]
         return weights
 
-    def _weight(self, name: str) -> Any:
-        known = self._parameters  # most are; finding one there first is faster
-        return known[name] if name in known else getattr(self, name)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        vars(self).pop("_given_weights", None)  # a copy computes with its parameters, as torch.nn's does
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # What `_flat_weights` was set to is not moved along, so it is no more what is computed with.
@@ -409,7 +418,7 @@ class RNNBase(nn.Module):
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
-        weight = self._weight(self._all_weights[0][0])
+        weight = getattr(self, self._all_weights[0][0])
         self._check_sizes(input, hidden, batch_sizes, self._batch(input, batch_sizes), weight)
 
     def _check_sizes(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None, N: int, weight: Tensor) -> None:
@@ -433,7 +442,7 @@ class RNNBase(nn.Module):
         return input.size(0 if self.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        weight = self._weight(self._all_weights[0][0])
+        weight = getattr(self, self._all_weights[0][0])
         checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
 
     def check_hidden_size(
@@ -460,6 +469,7 @@ class RNNBase(nn.Module):
         return ", ".join(shown)
 
 
+@checks.with_forward
 class RNN(RNNBase):
     """Layers of Elman's network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh.
 
@@ -533,7 +543,17 @@ class RNN(RNNBase):
                 raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
             super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
+    _kind = "RNN"
 
+    @property
+    def equation(self) -> Equation:
+        """The record of the recurrence with the nonlinearity that `mode` says."""
+        if self.mode not in ("RNN_TANH", "RNN_RELU"):
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
+        return EQUATIONS[self.mode]
+
+
+@checks.with_forward
 class LSTM(RNNBase):
     """Layers of long short-term memory: c' = f*c + i*g and h' = o*tanh(c'), with gates i, f, g, o.
 
@@ -601,12 +621,14 @@ class LSTM(RNNBase):
             super().__init__("LSTM", *args, **kwargs)
 
     _kind = "LSTM"
+    equation = EQUATIONS["LSTM"]
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """Return the size of c_0, (D*num_layers, N, H_cell)."""
         return self._state_sizes(self._batch(input, batch_sizes))[1]
 
 
+@checks.with_forward
 class GRU(RNNBase):
     """Layers of gated recurrent units: h' = (1 - z)*n + z*h, with gates r, z, n, and r applied after the product.
 
@@ -670,6 +692,7 @@ class GRU(RNNBase):
             super().__init__("GRU", *args, **kwargs)
 
     _kind = "GRU"
+    equation = EQUATIONS["GRU"]
 
 
 def refuse_projection(kwargs: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ run        layer by layer, with dropout between them
 """
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -76,12 +75,14 @@ class Direction(NamedTuple):
         """All that a gradient may be asked for: input, weights, the equation's own, state, and what it is reset to."""
         return [self.input, *self.weights, *self.own, *self.state, *self.reset_to]
 
-    def given(self, tensors: Sequence[Tensor | None]) -> "Direction":
+    def given(self, tensors: Sequence[Any]) -> "Direction":
         """Return the same direction with other `tensors`."""
-        given: Any = iter(tensors)
-        input, weights = next(given), Weights(*islice(given, len(Weights._fields)))
-        own, state = (tuple(islice(given, len(of))) for of in (self.equation.parameters, self.equation.state))
-        return self._replace(input=input, weights=weights, own=own, state=state, reset_to=tuple(given))
+        input, w_ih, w_hh, b_ih, b_hh, w_hr, *others = tensors
+        weights = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
+        first = len(self.equation.parameters)
+        last = first + len(self.equation.state)
+        own, state, reset_to = tuple(others[:first]), tuple(others[first:last]), tuple(others[last:])
+        return self._replace(input=input, weights=weights, own=own, state=state, reset_to=reset_to)
 
 
 class Stack(NamedTuple):

@@ -17,10 +17,9 @@ from .kernels import KERNELS
 from .loop import Grads, Loop, new_tape
 
 ByHand: TypeAlias = Callable[[Direction, Sequence[Tensor], Sequence[Tensor | None], Sequence[bool]], Grads]
+_functorch = torch._C._functorch
 #: What tells of functorch's tensors is torch's own. Should it go, no tensor is taken to be plain, and nothing else.
-TELLING = all(
-    hasattr(torch._C._functorch, f"is_{name}") for name in ("functorch_wrapped_tensor", "legacy_batchedtensor")
-)
+TELLING = all(hasattr(_functorch, f"is_{name}") for name in ("functorch_wrapped_tensor", "legacy_batchedtensor"))
 
 
 def plain(tensors: Sequence[Tensor | None], like: Tensor) -> bool:
@@ -32,8 +31,8 @@ def plain(tensors: Sequence[Tensor | None], like: Tensor) -> bool:
             and tensor.device == like.device
             and tensor.layout == torch.strided
             and TELLING
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+            and not _functorch.is_functorch_wrapped_tensor(tensor)
+            and not _functorch.is_legacy_batchedtensor(tensor)
         ):
             return False
     return True
@@ -52,7 +51,7 @@ class ThroughTime(Function):
         loop = Loop(direction)
         tape = None if again else new_tape(direction)
         output, state = loop.forward(tape)
-        keep(ctx, direction.given(tensors), *([output, *tape] if tape is not None else []))
+        keep(ctx, direction, tensors, *([output, *tape] if tape is not None else []))
         return output, *state
 
     @staticmethod
@@ -82,11 +81,10 @@ def aliased(direction: Direction) -> Direction:
     return direction.given([None if t is None else t.view_as(t) for t in direction.tensors])
 
 
-def keep(ctx: Any, direction: Direction, *others: Tensor) -> None:
+def keep(ctx: Any, direction: Direction, tensors: Sequence[Tensor | None], *others: Tensor) -> None:
     """Have autograd keep for `go_back` a direction, by its tensors, and others that its way back reads."""
-    tensors = direction.tensors
     ctx.set_materialize_grads(False)
-    ctx.direction = direction.given([None] * len(tensors))
+    ctx.direction = direction._replace(input=None, weights=None, own=(), state=(), reset_to=())  # type: ignore[arg-type]
     ctx.count = len(tensors)
     ctx.save_for_backward(*tensors, *others)
 
@@ -135,8 +133,8 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         segment = segment._replace(state=state)
         # Where steps don't lie on end, as with batch_first, what is kept is a copy, as torch.nn's is, so that a caller
         # may write on his batch. What is computed with lies as it did, for the last bits in float64.
-        tensors = segment._replace(input=segment.input.contiguous()).tensors
-        output, *state = ThroughTime.apply(segment, again, *tensors)  # type: ignore[no-untyped-call]
+        input, *others = segment.tensors
+        output, *state = ThroughTime.apply(segment, again, input.contiguous(), *others)  # type: ignore
         outputs.append(output)
     if direction.reverse:
         outputs.reverse()

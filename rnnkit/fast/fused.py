@@ -70,7 +70,7 @@ class FusedThroughTime(Function):
             outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
             carry.state = outputs[t], *others
             kept += hgates, m, *state  # `by_hand` takes them apart again; m is h before its projection
-        keep(ctx, direction, igates, *kept)
+        keep(ctx, direction, tensors, igates, *kept)
         # Results are no view of what is kept, nor of what was given.
         return direction.join(outputs), *(s.clone() for s in carry.whole())
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from helpers import (
     assert_equal_tensors,
     build,
     numbered,
+    outcome,
     pair,
     product,
     randn,
@@ -244,6 +246,25 @@ def test_flat_weights_that_were_assigned_do_not_outlive_a_move():
         module.double()
     x = batch(kit, 4)
     assert_equal_tensors({"output": kit(x)[0]}, {"output": native(x)[0]}, 1e-12, "GRU")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_has_its_parameters_for_flat_weights_whatever_was_assigned(copied):
+    native, kit = pair("GRU")
+    x, outputs = batch(kit, 4), []
+    for module in (native, kit):
+        module._flat_weights = [2 * weight.detach() for weight in module._flat_weights]
+        outputs.append({"output": copied(module)(x)[0], "and of the first": module(x)[0]})
+    assert_equal_tensors(outputs[1], outputs[0], 1e-12, "GRU")
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "RNN", None])
+def test_an_rnns_mode_is_one_of_two(mode):
+    native, kit = pair("tanh")
+    native.mode = kit.mode = mode
+    expected = outcome(native, batch(kit, 4))
+    assert outcome(kit, batch(kit, 4)) == expected
+    assert expected[0] == "AssertionError"
 
 
 @pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])

@@ -431,3 +431,21 @@ def test_an_unknown_mode_is_told_which_there_are():
         rnnkit.RNNBase("lstm", 3, 4)
     assert str(caught.value) == "Unrecognized RNN mode: lstm"
     assert caught.value.__notes__ == ["mode should be one of RNN_TANH, RNN_RELU, LSTM, GRU, or an Equation"]
+
+
+@pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LSTM-proj"])
+def test_pythons_own_errors_name_the_class_whose_call_it_was(kind, cell):
+    """And where a class of the caller's inherits it, the one of whom it inherits."""
+    x = torch.randn(*(() if cell else (4,)), N, H_IN)
+    calls = [((), {}), ((x, None, None), {}), ((x,), {"h_0": None}), ((x,), {"input": x})]
+    modules = [build(library, kind, cell) for library in (nn, rnnkit)]
+    for args, kwargs in calls:
+        expected, seen = (outcome(module, *args, **kwargs) for module in modules)
+        assert seen == expected, (kind, args[1:], kwargs)
+        assert expected[0] == "TypeError"
+    for module in modules:
+        module.__class__ = type("Mine", (type(module),), {})
+        assert outcome(module) == outcome(modules[0])
+    made = [outcome(getattr(library, type(modules[1]).__base__.__name__), 3) for library in (nn, rnnkit)]
+    assert made[1] == made[0]
