@@ -5,11 +5,13 @@ import gc
 import pytest
 import torch
 from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, build, pack, pair
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import rnnkit
-from rnnkit.fast import cublas, loop
+from rnnkit import paths, stack
+from rnnkit.fast import cublas, fused, loop
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -20,6 +22,9 @@ devices = pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda), p
 @pytest.fixture(autouse=True)
 def nothing_is_collected():
     """What the collector frees on a GPU while a graph is captured spoils the capture."""
+    if not torch.cuda.is_available():
+        yield
+        return
     gc.collect()
     gc.disable()
     yield
@@ -224,3 +229,102 @@ def test_nothing_asks_for_data_where_there_are_none(kind):
     output.sum().backward()
     assert output.shape[:2] == x.shape[:2]
     assert all(p.grad.device.type == "meta" for p in [x, *module.parameters()])
+
+
+# A GPU that isn't there -----------------------------------------------------------------------------------------------
+#
+# A build of torch for CUDA knows tensors that have a device and no data, also where there is no GPU. Devices that are
+# mixed raise there, and so does a value that is read: all that a call does but its numbers, and autograd's engine.
+
+linked = pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA's parts")
+NOWHERE = FakeTensorMode(allow_non_fake_inputs=True)
+GPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: What a batch may have beside its rows.
+RAGGED = ["lengths", "resets", "lengths resets", "resets reset_to", "lengths resets reset_to"]
+
+
+def nowhere(value, dtype=torch.float32):
+    """Return the same tensors on a GPU, numbers in that dtype. Those that say how rows are packed stay on the host."""
+
+    def empty(t):
+        return torch.empty_like(t, device="cuda", dtype=dtype if t.is_floating_point() else t.dtype)
+
+    return tree_map_only(torch.Tensor, empty, value)
+
+
+def record_nowhere(kind, form, dtype, **options):
+    """Return the record of a call there, once it has been checked here."""
+    module = build(rnnkit, kind, dtype=torch.float32, **options).requires_grad_(False)
+    x, hx = arguments(module, form)
+    _, record = module.record(pack(module, x.detach(), form), tree_map_only(torch.Tensor, torch.Tensor.detach, hx))
+    with NOWHERE:
+        return nowhere(record._replace(batch_sizes=None), dtype)._replace(batch_sizes=record.batch_sizes)
+
+
+def devices_of(values):
+    return {t.device.type for t in tree_leaves(values) if isinstance(t, torch.Tensor)}
+
+
+@linked
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("path", ["readable", "fast", "fused"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, path, dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    fused.compiled.cache_clear()
+    record = record_nowhere(kind, form, dtype, **DEEP)
+    with NOWHERE, torch.no_grad():
+        results = stack.run(record, paths.LAYERS[path])
+    fused.compiled.cache_clear()
+    assert devices_of(results) == {"cuda"}
+
+
+@linked
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_back_through_time_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, dtype, reverse):
+    record = record_nowhere(kind, form, dtype)
+    with NOWHERE, torch.no_grad():
+        direction = record.direction(0, record.input, reverse)
+        tape, run = loop.new_tape(direction), loop.Loop(direction)
+        output, state = run.forward(tape)
+        grads = [torch.zeros_like(t) for t in (output, *state)]
+        found = run.backward(output, tape, grads, [t is not None for t in direction.tensors])
+    assert devices_of([output, *state, *found]) == {"cuda"}
+    assert [g.shape for g in found if g is not None] == [t.shape for t in direction.tensors if t is not None]
+
+
+@linked
+@pytest.mark.parametrize("ragged", RAGGED)
+@pytest.mark.parametrize("form", ["unbatched", "padded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_and_resets_on_a_gpu_mix_no_devices_and_are_not_read(kind, form, ragged):
+    module = build(rnnkit, kind, dtype=torch.float32, **DEEP).requires_grad_(False)
+    x, hx = arguments(module, form)
+    values = {
+        "lengths": torch.full(x.shape[1:-1], 2),
+        "resets": torch.zeros(x.shape[:-1], dtype=torch.bool),
+        "reset_to": hx,
+    }
+    with NOWHERE, torch.no_grad():
+        for name, parameter in module.named_parameters():
+            module._parameters[name] = nowhere(parameter)
+        results = module(nowhere(x), nowhere(hx), **{name: nowhere(values[name]) for name in ragged.split()})
+    assert devices_of(results) == {"cuda"}
+
+
+@linked
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("form", ["unbatched", "padded"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, dtype):
+    cell = build(rnnkit, kind, cell=True, dtype=torch.float32).requires_grad_(False)
+    x, hx = arguments(cell, form)
+    with NOWHERE, torch.no_grad():
+        for name, parameter in cell.named_parameters():
+            cell._parameters[name] = nowhere(parameter, dtype)
+        for given in (hx, None):
+            assert devices_of(cell(nowhere(x, dtype), nowhere(given, dtype))) == {"cuda"}
