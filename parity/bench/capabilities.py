@@ -426,23 +426,32 @@ def exported(b: Bench, **options: Any) -> Any:
     return torch.export.export(b.module, (b.x, b.hx), dynamic_shapes=dimensions(b), **options)
 
 
-def check_program(b: Bench, program: Run) -> None:
-    """Run a program on other lengths and batches than it was made with."""
+def check_program(b: Bench, run: Callable[[list[Any]], list[Any]]) -> None:
+    """Have `run` take calls of other lengths and batches than the program was made with."""
     calls = [(b.input(steps=t, rows=n), b.state(rows=n)) for t, n in ((1, 1), (7, 3), (500, 2))]
-    with torch.no_grad():
-        for call in calls:
-            close(flat(program(*call)), b.truth(*call), rtol=1e-3, atol=1e-4)
+    for call, result in zip(calls, run(calls), strict=True):
+        close(flat(result), b.truth(*call), rtol=1e-3, atol=1e-4)
 
 
-capability("any length and batch", "torch.export")(lambda b: check_program(b, exported(b).module()))
-capability("strict", "torch.export")(lambda b: check_program(b, exported(b, strict=True).module()))
+def one_by_one(program: Run) -> Callable[[list[Any]], list[Any]]:
+    """Return the function that runs a program on each of the calls."""
+
+    def run(calls: list[Any]) -> list[Any]:
+        with torch.no_grad():
+            return [program(*call) for call in calls]
+
+    return run
+
+
+capability("any length and batch", "torch.export")(lambda b: check_program(b, one_by_one(exported(b).module())))
+capability("strict", "torch.export")(lambda b: check_program(b, one_by_one(exported(b, strict=True).module())))
 
 
 LOAD = """
 import sys, torch
 program = torch.export.load(sys.argv[1]).module()
 with torch.no_grad():
-    torch.save(program(*torch.load(sys.argv[2])), sys.argv[3])
+    torch.save([program(*call) for call in torch.load(sys.argv[2])], sys.argv[3])
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 
@@ -450,11 +459,11 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 @capability("saved, run without the subject", "torch.export", slow=True)
 def _(b: Bench) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder, name)) for name in ("program.pt2", "arguments.pt", "result.pt")]
+        paths = [str(Path(folder, name)) for name in ("program.pt2", "calls.pt", "results.pt")]
         torch.export.save(exported(b), paths[0])
 
-        def elsewhere(*arguments: Any) -> Any:
-            torch.save(arguments, paths[1])
+        def elsewhere(calls: list[Any]) -> Any:
+            torch.save(calls, paths[1])
             command = [sys.executable, "-W", "ignore", "-c", LOAD, *paths]
             done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
             if done.returncode:
@@ -486,7 +495,7 @@ def in_onnxruntime(b: Bench, **arguments: Any) -> Run:
 
 @capability("ONNX, run by onnxruntime", "torch.export", needs="onnxruntime", slow=True, cpu_only=True)
 def _(b: Bench) -> None:
-    check_program(b, in_onnxruntime(b, args=(b.x, b.hx), dynamic_shapes=dimensions(b)))
+    check_program(b, one_by_one(in_onnxruntime(b, args=(b.x, b.hx), dynamic_shapes=dimensions(b))))
 
 
 # No steps at all ----------------------------------------------------------------------------------------------------
