@@ -30,11 +30,16 @@ TRUE = 1e-7  # of the largest number: more than rounding does to any of these
 
 def habits(doctor: Doctor) -> Iterator[Finding]:
     """Look at everything, as long as the subject returns its states."""
-    everything = (shared, stale, overwritten, large, sizes, rows, layouts, dtypes, reach, masks)
+    everything = (shared, stale, overwritten, modes, large, sizes, rows, layouts, dtypes, reach, masks)
     for look in (shared,) if doctor.extras_matter else everything:
         doctor.progress(look.__name__)
+        found = False
         with contextlib.suppress(Exception):  # whatever a subject raises here is said where it is asked for
-            yield from look(doctor)
+            for finding in look(doctor):
+                yield finding
+                found = True
+        if found and look in (overwritten, modes):
+            return  # what it does then shows in all that follows
 
 
 # Help -----------------------------------------------------------------------------------------------------------------
@@ -112,9 +117,10 @@ def stale(doctor: Doctor) -> Iterator[Finding]:
 
 
 def overwritten(doctor: Doctor) -> Iterator[Finding]:
-    """Look at the first result again after a second call, and at the weights after the first."""
-    case, drawn = doctor.draw(BASE, 0)
-    for grad in (True, False):
+    """Look at the first result again after a second call, and at the weights after the first, large ones as well."""
+    case, usual = doctor.draw(BASE, 0)
+    for grad, scale in itertools.product((True, False), (1, 10)):
+        drawn = replace(usual, weights={name: scale * weight for name, weight in usual.weights.items()})
         with torch.set_grad_enabled(grad):
             module = made(doctor, case, drawn)
             weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
@@ -200,6 +206,46 @@ def sizes(doctor: Doctor) -> Iterator[Finding]:
                 yield Finding(f"wrong for {above}", "", "nothing may depend on the size", f"{name} differs at {at}")
                 break
             right = attempt[place]
+
+
+#: Problems in which sizes are equal that else never are: what asks whether two shapes are the same takes another way.
+EQUAL = (
+    ("", Sizes(5, 4, 3, 3, (6, 6, 6))),
+    ("as many features as units", Sizes(5, 5, 3, 3, (6, 6, 6))),
+    ("as many rows as units", Sizes(5, 4, 3, 4, (6, 6, 6, 6))),
+    ("as many rows as features", Sizes(5, 4, 3, 5, (6,) * 5)),
+    ("as many steps as rows", Sizes(5, 4, 3, 6, (6,) * 6)),
+    ("as many steps as features", Sizes(6, 4, 3, 3, (6, 6, 6))),
+    ("as many steps as units", Sizes(5, 6, 3, 3, (6, 6, 6))),
+)
+
+
+def modes(doctor: Doctor) -> Iterator[Finding]:
+    """Call it in training and in eval mode, with gradients and without, at unequal sizes and at equal ones."""
+    case, _ = doctor.draw(BASE, 0)
+    for equal, chosen in EQUAL:
+        drawn = bare(draw(case, doctor.seed, chosen._replace(lengths=(1,)) if case.is_cell else chosen))
+        expected = [*doctor.base.run(example_of(case, drawn)).values()]
+        failed: dict[str, list[str]] = {}
+        ways = {
+            f"in {'training' if training else 'eval'} mode {'with' if grad else 'without'} gradients": (training, grad)
+            for training, grad in itertools.product((True, False), (True, False))
+        }
+        for way, (training, grad) in ways.items():
+            input, states = drawn.input.clone(), tuple(state.clone() for state in drawn.hx)
+            with torch.set_grad_enabled(grad):
+                result = made(doctor, case, drawn, training)(input, *after_input(states))
+            seen = [leaf.detach() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            if far(seen, expected[: len(seen)], TRUE):
+                failed.setdefault("wrong", []).append(way)
+            if far([input, *states], [drawn.input, *drawn.hx], 0.0):
+                failed.setdefault("it writes on what it is given", []).append(way)
+        for what, bad in failed.items():
+            if equal or len(bad) < len(ways):  # what fails in all of them is said elsewhere
+                where = f" with {equal}" * bool(equal) + f" {' and '.join(bad)}" * (len(bad) < len(ways))
+                yield Finding(what + where, "", "take the same way whatever the mode and the sizes", "one layer")
+        if failed:
+            return
 
 
 def rows(doctor: Doctor) -> Iterator[Finding]:

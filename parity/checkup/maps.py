@@ -67,7 +67,7 @@ def template(name: str, class_name: str, shapes: Callable[[dict[str, Any]], tupl
         seen |= own
         if condition and rows:
             body += [f"    if {condition}:", "        made |= {", *(f"            {row}" for row in rows), "        }"]
-        elif rows:
+        elif not condition:
             body += ["    made = {", *(f"        {row}" for row in rows), "    }"]
     listed = [f"        {one} {list(shape)}" for one, shape in theirs.items()][:LISTED]
     gates, first = ", ".join(GATES[class_name.removesuffix("Cell")]), next(iter(theirs), "")

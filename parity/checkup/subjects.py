@@ -33,6 +33,7 @@ from ..grid.run import Draw
 from ..mutants.definition import GATES
 from . import maps
 from .maps import WeightMap
+from .substitution import Call, reaching
 from .weights import Layout, Shapes, UnreadableError, readings
 
 DEFAULTS = {
@@ -255,9 +256,9 @@ class Reader:
             return self.by_map(self.weight_map, module, reference, dtype, device)
         if own == shapes:
             self._say("its parameters come in another order than torch.nn's")
-            return MappedSubject(module, reference, dict, dtype, device)
+            return MappedSubject(module, reference, dict, dtype, device, self.call)
         layout = self.layouts(arguments)[0]
-        mapped = MappedSubject(module, reference, lambda weights: layout.map(weights, own), dtype, device)
+        mapped = MappedSubject(module, reference, lambda weights: layout.map(weights, own), dtype, device, self.call)
         mapped.fill(layout.extras, layout.fill)
         return mapped
 
@@ -266,13 +267,20 @@ class Reader:
     ) -> nn.Module:
         """Make a module whose parameters are made by the map that was given. IncomparableError if it can't be used."""
         own = shapes_of(module)
-        made = MappedSubject(module, reference, lambda weights: maps.mapped(weight_map, weights, own), dtype, device)
+        mapped = functools.partial(maps.mapped, weight_map, own=own)
+        made = MappedSubject(module, reference, mapped, dtype, device, self.call)
         try:
             with torch.no_grad():
                 made.weight_map(dict(made.named_parameters()))
         except maps.MapError as error:
             raise IncomparableError(f"the weight map does not serve: {error}") from None
         return made
+
+    @functools.cached_property
+    def call(self) -> Call:
+        """How it is called with other weights than its own."""
+        sizes = {"input_size": 5, "hidden_size": 7}
+        return reaching(lambda: self.construct(sizes).double(), self.class_name.endswith("Cell"))
 
     def key(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
         """Return what the parameters of a configuration depend on."""
@@ -292,6 +300,13 @@ class Reader:
                 other = self.construct({**clear, "bias": True})
                 if shapes_of(other) == shapes_of(module):
                     raise IgnoredError("bias=False is ignored")
+        if not shapes_of(module):
+            if [*module.buffers()]:
+                raise IncomparableError("its weights are buffers, which learn nothing: register them as parameters")
+            raise IncomparableError(
+                "it has no parameters: if it makes them at its first call, name a function (input_size, hidden_size) "
+                "that makes a module and calls it once"
+            )
         try:
             found = readings(shapes_of(module), shapes_of(reference), self.class_name.removesuffix("Cell"), module)
         except UnreadableError as error:
@@ -367,6 +382,14 @@ class Reader:
 
     def _call(self, own: dict[str, inspect.Parameter], given: dict[str, Any], *sizes: int) -> nn.Module:
         named = [next((name for name in names if name in own and name not in given), "") for names in (INPUTS, HIDDENS)]
+        required = [
+            name for name, parameter in own.items()
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and name not in given and name not in named
+        ]  # fmt: skip
+        if named.count("") == len(required) == 1:  # whatever the other size is called
+            named = [name or required[0] for name in named]
         positional: tuple[int, ...] = sizes
         if all(named):
             given, positional = given | dict(zip(named, sizes, strict=True)), ()
@@ -375,9 +398,10 @@ class Reader:
         taken = order[: len(positional)]
         missing = [name for name in order[len(positional) :] if own[name].default is inspect.Parameter.empty]
         if missing or (own and len(taken) < len(positional) and not _takes_more(own)):
-            wanted = ", ".join(f"{name}=..." for name in missing or taken)
+            listed = missing or taken or required
+            wanted = ", ".join(f"{name}=..." for name in listed)
             raise IncomparableError(
-                f"its constructor wants more, or other, arguments than two sizes: {', '.join(missing or taken)}. Give "
+                f"its constructor wants more, or other, arguments than two sizes: {', '.join(listed)}. Give "
                 f"them with --init '{wanted}' (init=), or name a function (input_size, hidden_size) that makes a module"
             )
         try:
@@ -506,11 +530,18 @@ class MappedSubject(Adapted):
     """The subject's own module behind torch.nn's parameters."""
 
     def __init__(
-        self, inner: nn.Module, reference: nn.Module, weight_map: WeightMap, dtype: torch.dtype, device: str | None
+        self,
+        inner: nn.Module,
+        reference: nn.Module,
+        weight_map: WeightMap,
+        dtype: torch.dtype,
+        device: str | None,
+        call: Call,
     ) -> None:
         super().__init__(reference, dtype, device)
         self.hidden = [inner]  # in a list, so that its parameters are not counted
         self.weight_map = weight_map
+        self.call = call
         self.filled: dict[str, Tensor] = {}
         self.written: list[str] = []  # weights that the last call wrote to
 
@@ -524,7 +555,7 @@ class MappedSubject(Adapted):
         weights = self.weight_map(dict(self.named_parameters())) | self.filled
         inner.train(self.training)
         before = {name: version(weight) for name, weight in weights.items()}
-        result = torch.func.functional_call(inner, weights, (input, *(state for state in hx if state is not None)))
+        result = self.call(inner, weights, (input, *(state for state in hx if state is not None)))
         self.written = [name for name, weight in weights.items() if version(weight) != before[name]]
         return result
 

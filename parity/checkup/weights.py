@@ -29,6 +29,7 @@ WORDS = {
     "rzn": {"r": "r", "z": "z", "u": "z", "n": "n", "h": "n", "c": "n", "o": "n"},
     "h": {},
 }
+CANDIDATE = {"ifgo": "g", "rzn": "n"}  # the gate that stands apart where the others share a parameter
 REVERSE = re.compile(r"(?<![a-z])(rev|reverse|reversed|backward|backwards|back|bw|bwd|rtl|r2l|right)(?![a-z])")
 FORWARD = re.compile(r"(?<![a-z])(forward|forwards|fwd|fw|ltr|l2r|left)(?![a-z])")
 
@@ -364,10 +365,10 @@ class Reader:
         for name in left:
             covered = {(gate, source) for part in parts.values() for gate in part.gates for source in part.sources}
             k = sizes[name]
-            gates = self.gates if k == G else gate_letters([n for n in left if sizes[n] == k], self.gates, naming)
-            given = gates if k == G else gates[[n for n in left if sizes[n] == k].index(name)]
-            if k == 1 and naming and sum(size == 1 for size in sizes.values()) == 1:  # bias_n beside bias
-                given = WORDS[self.gates].get(re.split(r"[._]", name.lower())[-1][:1], given)
+            alike = [n for n in left if sizes[n] == k]
+            given = self.gates if k == G else gate_letters(alike, self.gates, naming)[alike.index(name)]
+            if 1 < k < G:  # of several gates, as one of the matrices has them
+                given = next((part.gates for part in free.values() if len(part.gates) == k), "")
             source = next((s for s in ("ih", "hh") if not any((gate, s) in covered for gate in given)), None)
             if len(given) == k and source is not None:
                 parts[name] = Part(name, suffix, (source,), "".join(given), bias=True)
@@ -438,6 +439,8 @@ def gate_letters(names: list[str], gates: str, naming: bool = True) -> list[str]
     in_order = [gates[k % len(gates)] for k in range(len(names))]
     if not naming:
         return in_order
+    if len(names) == 1:
+        return [lone_gate(names[0], gates)]
     start = _common(names)
     for words in ([name[start:] for name in names], differing(names)):
         letters = [re.sub(r"[^a-z]", "", word.lower())[:1] for word in words]
@@ -445,6 +448,14 @@ def gate_letters(names: list[str], gates: str, naming: bool = True) -> list[str]
         if len(set(found)) == len(found) and all(found):
             return found
     return in_order
+
+
+def lone_gate(name: str, gates: str) -> str:
+    """Read the gate of the only parameter that has one alone off its last word, as in W_n, b_hn or forget.weight."""
+    silent = ("weight", "bias", "kernel", "gate", "lin", "linear", "fc", "proj", "layer")
+    word = [word for word in ["", *re.split(r"[^a-z]+", name.lower())] if word not in silent][-1]
+    letter = word[:1] if len(word) > 3 else word[-1:]
+    return WORDS[gates].get(letter, CANDIDATE.get(gates, gates[0]))
 
 
 def differing(names: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ Nothing here compares anything and nothing knows which implementation it runs: r
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -366,17 +367,25 @@ def _callers(
 
 def _aliases(tensors: list[tuple[str, Tensor]], outputs: set[str]) -> set[str]:
     """List pairs that share memory and of which one at least is an output."""
-    owner: dict[int, list[str]] = {}
+    owner: dict[int, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors:
         if tensor.numel():
-            owner.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+            owner.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
     return {
         f"{first} and {second}"
-        for names in owner.values()
-        for position, first in enumerate(names)
-        for second in names[position + 1 :]
-        if first in outputs
+        for sharing in owner.values()
+        for (first, a), (second, b) in itertools.combinations(sharing, 2)
+        if first in outputs and _overlap(a, b)
     }
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors on the same memory have a number in common."""
+    if a.element_size() != b.element_size():
+        return True
+    taken = torch.zeros(a.untyped_storage().nbytes() // a.element_size(), dtype=torch.bool)
+    taken.as_strided(a.size(), a.stride(), a.storage_offset()).fill_(True)
+    return bool(taken.as_strided(b.size(), b.stride(), b.storage_offset()).any())
 
 
 @contextlib.contextmanager

@@ -125,4 +125,4 @@ def test_keras_simple_rnn_rounds_to_float32_in_a_float64_run():
     eye = torch.eye(2, dtype=torch.float64)
     assert keras.ops.matmul(eye, eye).dtype == torch.float32
     checkup = parity.check(keras_function("RNN", USUAL["RNN"]), "RNN", raises=False)
-    assert checkup.diagnosis.names == ["something passes through float32 in a float64 run"]
+    assert checkup.diagnosis.names == ["something passes through float32, or a small constant is added"]

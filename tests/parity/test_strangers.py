@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from subjects import stacks, starts, strangers
+from subjects import reached, stacks, starts, strangers
 from torch import nn
 
 from parity.__main__ import main
@@ -27,29 +27,33 @@ from parity.mutants.definition import Example
 from parity.mutants.variants import Variant, plain
 from parity.testing import ParityTests
 
+EXPECTED = [*strangers.EXPECTED, *reached.EXPECTED]
+
 
 def diagnose(cls, as_=None):
     return Doctor(adapt(cls, as_)).diagnose()
 
 
-@pytest.mark.parametrize(
-    ("cls", "as_"), [(cls, as_) for cls, as_, verdict, _ in strangers.EXPECTED if verdict == "same"]
-)
+@pytest.mark.parametrize(("cls", "as_"), [(cls, as_) for cls, as_, verdict, _ in EXPECTED if verdict == "same"])
 def test_a_right_module_is_not_accused_however_it_keeps_its_weights(cls, as_):
     diagnosis = diagnose(cls, as_)
     assert diagnosis.same, str(diagnosis)
     assert "one layer" in diagnosis.passed
 
 
-@pytest.mark.parametrize(
-    ("cls", "as_", "words"), [(cls, as_, words) for cls, as_, verdict, words in strangers.EXPECTED if words]
-)
+@pytest.mark.parametrize(("cls", "as_", "words"), [(cls, as_, words) for cls, as_, verdict, words in EXPECTED if words])
 def test_a_wrong_module_is_named(cls, as_, words):
     doctor = Doctor(adapt(cls, as_))
     doctor.diagnose()
     found = [finding.what for finding in (*doctor.diagnosis.findings, *habits(doctor))]
     assert any(words in name for name in found), found
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("cls", "as_"), [(cls, as_) for cls, as_, verdict, _ in reached.EXPECTED if verdict == "same"])
+def test_a_right_module_passes_all_cases_however_it_is_reached(cls, as_):
+    result = check(cls, as_, raises=False)
+    assert result.exit_code == 0, str(result)
 
 
 @pytest.mark.parametrize(("cls", "probe"), [(starts.LayersGRU, "two layers"), (starts.CarriedLSTM, "two directions")])
@@ -629,3 +633,20 @@ def test_arrays_say_which_of_them_differs_first():
     assert any(note.startswith("output differs first at step 3") for note in result.notes)
     assert "h_n is torch.nn's" in result.notes
     assert result.seconds < 60
+
+
+def test_what_has_no_parameters_gets_a_sentence():
+    class FrozenGRU(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.register_buffer("weight_ih", torch.randn(3 * hidden_size, input_size))
+
+    class AtFirstCallGRU(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+
+    assert "its weights are buffers" in check(FrozenGRU, raises=False).verdict
+    assert "if it makes them at its first call" in check(AtFirstCallGRU, raises=False).verdict
+    made = {}
+    exec(adapt(FrozenGRU).reader.template(), made)
+    assert made["weights"]({}) == {}
