@@ -343,10 +343,11 @@ class RNNBase(nn.Module):
 
     def _fetch_weights(self) -> list[list[Any]]:
         # No property: nn.Module takes an AttributeError inside one for the want of the property, not of the weight.
-        known = self._parameters  # most are; finding one there first is faster
-        weights = [
-            [known[name] if name in known else getattr(self, name) for name in names] for names in self._all_weights
-        ]
+        known = self._parameters
+        try:  # most are there, and are found there faster
+            weights = [[known[name] for name in names] for names in self._all_weights]
+        except KeyError:
+            weights = [[getattr(self, name) for name in names] for names in self._all_weights]
         if "_given_weights" not in vars(self):
             return weights
         given, then = vars(self)["_given_weights"]
