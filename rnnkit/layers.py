@@ -315,9 +315,7 @@ class RNNBase(nn.Module):
 
     def _as_weights(self, w_ih: Tensor, *rest: Any) -> Weights:
         """Return an entry of `all_weights` under the names of what it holds. An equation's own are left out."""
-        if (
-            self._own_equation is not None and not self._own_equation.recurrent
-        ):  # nothing reads h, by no weight_hh and no bias_hh
+        if not self.equation.recurrent:  # nothing reads h, by no weight_hh and no bias_hh
             w_hh = w_ih.new_empty(0, self.proj_size or self.hidden_size)
             rest = w_hh, *rest[: self.bias], *[None] * self.bias, *rest[self.bias :]
         b_ih, b_hh = rest[1:3] if self.bias else (None, None)

@@ -22,6 +22,7 @@ from .diagnose import Doctor
 from .probes import BASE, EXACT, Probe, after_input, example_of
 from .search import Finding
 from .subjects import MappedSubject
+from .substitution import CLEAR
 from .traces import DRAWN, KEPT
 
 NEAR = 1e-9
@@ -58,8 +59,12 @@ def seeded(module: nn.Module, seed: int) -> nn.Module:
 def called(module: nn.Module, drawn: Draw, input: Tensor | None = None) -> list[Tensor]:
     """Call it on fresh copies of the numbers; return all tensors of its result."""
     hx = tuple(state.clone() for state in drawn.hx)
-    result = module((drawn.input if input is None else input).clone(), *after_input(hx))
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return shown(module, (drawn.input if input is None else input).clone(), hx)
+
+
+def shown(module: nn.Module, input: Tensor, states: tuple[Tensor, ...]) -> list[Tensor]:
+    """Call it on these tensors themselves; return all tensors of its result."""
+    return [leaf for leaf in tree_leaves(module(input, *after_input(states))) if isinstance(leaf, Tensor)]
 
 
 def far(a: list[Tensor], b: list[Tensor], allowed: float = NEAR) -> bool:
@@ -150,7 +155,7 @@ def shared(doctor: Doctor) -> Iterator[Finding]:
     if reader is None or doctor.subject.is_cell or "num_layers" not in reader.options:
         return
     more = {"bidirectional": True} if "bidirectional" in reader.options else {}
-    module = reader.construct({"input_size": 5, "hidden_size": 7, "num_layers": 4, **more})
+    module = reader.construct({**CLEAR, "num_layers": 4, **more})
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -218,6 +223,10 @@ EQUAL = (
     ("as many steps as features", Sizes(6, 4, 3, 3, (6, 6, 6))),
     ("as many steps as units", Sizes(5, 6, 3, 3, (6, 6, 6))),
 )
+WAYS = {
+    f"in {'training' if training else 'eval'} mode {'with' if grad else 'without'} gradients": (training, grad)
+    for training, grad in itertools.product((True, False), (True, False))
+}
 
 
 def modes(doctor: Doctor) -> Iterator[Finding]:
@@ -227,22 +236,17 @@ def modes(doctor: Doctor) -> Iterator[Finding]:
         drawn = bare(draw(case, doctor.seed, chosen._replace(lengths=(1,)) if case.is_cell else chosen))
         expected = [*doctor.base.run(example_of(case, drawn)).values()]
         failed: dict[str, list[str]] = {}
-        ways = {
-            f"in {'training' if training else 'eval'} mode {'with' if grad else 'without'} gradients": (training, grad)
-            for training, grad in itertools.product((True, False), (True, False))
-        }
-        for way, (training, grad) in ways.items():
+        for way, (training, grad) in WAYS.items():
             input, states = drawn.input.clone(), tuple(state.clone() for state in drawn.hx)
             with torch.set_grad_enabled(grad):
-                result = made(doctor, case, drawn, training)(input, *after_input(states))
-            seen = [leaf.detach() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+                seen = [leaf.detach() for leaf in shown(made(doctor, case, drawn, training), input, states)]
             if far(seen, expected[: len(seen)], TRUE):
                 failed.setdefault("wrong", []).append(way)
             if far([input, *states], [drawn.input, *drawn.hx], 0.0):
                 failed.setdefault("it writes on what it is given", []).append(way)
         for what, bad in failed.items():
-            if equal or len(bad) < len(ways):  # what fails in all of them is said elsewhere
-                where = f" with {equal}" * bool(equal) + f" {' and '.join(bad)}" * (len(bad) < len(ways))
+            if equal or len(bad) < len(WAYS):  # what fails in all of them is said elsewhere
+                where = f" with {equal}" * bool(equal) + f" {' and '.join(bad)}" * (len(bad) < len(WAYS))
                 yield Finding(what + where, "", "take the same way whatever the mode and the sizes", "one layer")
         if failed:
             return
@@ -282,9 +286,7 @@ def layouts(doctor: Doctor) -> Iterator[Finding]:
             ("input", drawn.input.mT.contiguous().mT, tuple(state.clone() for state in hx)),
             ("initial state", drawn.input.clone(), tuple(map(strided, hx))),
         ):
-            result = seeded(made(doctor, case, drawn), 1)(input, *after_input(states))
-            seen = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            if far(seen, usual):
+            if far(shown(seeded(made(doctor, case, drawn), 1), input, states), usual):
                 fix = "call .contiguous() before as_strided, or use reshape"
                 yield Finding(f"it takes its {name} for contiguous", "", fix, "a strided view of the same numbers")
                 return

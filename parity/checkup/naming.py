@@ -55,12 +55,8 @@ def look(patient: Patient, probe: Probe) -> bool:
     if narrower:
         patient.exact = False
     if found.best is None and narrower:
-        return slip(
-            patient,
-            "something passes through float32, or a small constant is added",
-            probe,
-            f"errors of {now:.1e}",
-        )
+        what = "something passes through float32, or a small constant is added"
+        return slip(patient, what, probe, f"errors of {now:.1e}")
     if found.best is None:
         return unexplained(patient, probe, found, examples[0], seen[0])
     if found.best is patient.base:

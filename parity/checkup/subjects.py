@@ -33,7 +33,7 @@ from ..grid.run import Draw
 from ..mutants.definition import GATES
 from . import maps
 from .maps import WeightMap
-from .substitution import Call, reaching
+from .substitution import CLEAR, Call, reaching
 from .weights import Layout, Shapes, UnreadableError, readings
 
 DEFAULTS = {
@@ -279,8 +279,7 @@ class Reader:
     @functools.cached_property
     def call(self) -> Call:
         """How it is called with other weights than its own."""
-        sizes = {"input_size": 5, "hidden_size": 7}
-        return reaching(lambda: self.construct(sizes).double(), self.class_name.endswith("Cell"))
+        return reaching(lambda: self.construct(CLEAR).double(), self.class_name.endswith("Cell"))
 
     def key(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
         """Return what the parameters of a configuration depend on."""
@@ -292,7 +291,7 @@ class Reader:
         key = self.key(arguments)
         if key in self.readings:
             return self.readings[key]
-        clear = {**arguments, "input_size": 5, "hidden_size": 7}
+        clear = {**arguments, **CLEAR}
         clear |= {"proj_size": 3} if arguments.get("proj_size") else {}
         with torch.random.fork_rng(devices=[]):
             module, reference = self.construct(clear).double(), reference_of(self.class_name, clear)
@@ -341,7 +340,7 @@ class Reader:
 
     def size(self, drawn: Draw, name: str) -> int:
         """Count the numbers of a parameter, at five features and seven units."""
-        arguments = {**drawn.arguments, "input_size": 5, "hidden_size": 7}
+        arguments = {**drawn.arguments, **CLEAR}
         return self.construct(arguments).get_parameter(name).numel()
 
     def takes(self) -> list[str]:
@@ -349,7 +348,7 @@ class Reader:
 
         Where the second has to be passed by name, an empty name stands for it.
         """
-        module = self.construct({"input_size": 5, "hidden_size": 7})
+        module = self.construct(CLEAR)
         own = list(_parameters(module.forward).values())[1:]
         by_place = [p.name for p in own if p.kind is not p.KEYWORD_ONLY]
         return [*(by_place or [""]), *(p.name for p in own if p.kind is p.KEYWORD_ONLY)]
@@ -424,7 +423,7 @@ class Reader:
 
     def find_heads(self) -> tuple[str, ...]:
         """Name the Linears that take a state and give anything but gates: a classifier's head."""
-        module = self.construct({"input_size": 5, "hidden_size": 7})
+        module = self.construct(CLEAR)
         return tuple(
             name for name, child in module.named_modules()
             if isinstance(child, nn.Linear) and child.in_features in (7, 14) and child.out_features % 7
@@ -451,7 +450,7 @@ class Reader:
         """Write a weight map for this class, to be filled in."""
 
         def shapes(options: dict[str, Any]) -> tuple[Shapes, Shapes]:
-            arguments = {"input_size": 5, "hidden_size": 7, **options}
+            arguments = {**CLEAR, **options}
             return shapes_of(self.construct(arguments)), shapes_of(reference_of(self.class_name, arguments))
 
         return maps.template(getattr(self.target, "__name__", "the module"), self.class_name, shapes)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+#: Sizes of which no two parts are alike, so that shapes say what is what.
+CLEAR = {"input_size": 5, "hidden_size": 7}
 Call: TypeAlias = Callable[[nn.Module, dict[str, Tensor], tuple[Any, ...]], Any]
 
 
@@ -75,7 +77,7 @@ class Carried(torch.autograd.Function):
 
 
 def reaching(make: Callable[[], nn.Module], cell: bool) -> Call:
-    """Return the way to call what `make` makes, of 5 features and 7 units: by name, unless that misses something.
+    """Return the way to call what `make` makes, of CLEAR sizes: by name, unless that misses something.
 
     What it misses is a number, or a gradient, that the module has when its own parameters are set.
     """
@@ -84,7 +86,9 @@ def reaching(make: Callable[[], nn.Module], cell: bool) -> Call:
     def numbers(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator, dtype=torch.float64)
 
-    x, (h, c) = numbers(3, 5) if cell else numbers(4, 3, 5), (numbers(*(() if cell else (1,)), 3, 7) for _ in "hc")
+    features, units = CLEAR.values()
+    x = numbers(3, features) if cell else numbers(4, 3, features)
+    h, c = (numbers(3, units) if cell else numbers(1, 3, units) for _ in "hc")
     values = {name: 0.5 * numbers(*p.shape) for name, p in make().named_parameters()}
     for arguments in (x,), (x, h), (x, (h, c)), (x, h, c):
         named, valued = (attempt(call, make(), values, arguments) for call in (by_name, by_value))

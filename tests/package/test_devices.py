@@ -252,6 +252,12 @@ def nowhere(value, dtype=torch.float32):
     return tree_map_only(torch.Tensor, empty, value)
 
 
+def moved_nowhere(module, dtype=torch.float32):
+    for name, parameter in module.named_parameters():
+        module._parameters[name] = nowhere(parameter, dtype)
+    return module
+
+
 def record_nowhere(kind, form, dtype, **options):
     """Return the record of a call there, once it has been checked here."""
     module = build(rnnkit, kind, dtype=torch.float32, **options).requires_grad_(False)
@@ -310,9 +316,9 @@ def test_lengths_and_resets_on_a_gpu_mix_no_devices_and_are_not_read(kind, form,
         "reset_to": hx,
     }
     with NOWHERE, torch.no_grad():
-        for name, parameter in module.named_parameters():
-            module._parameters[name] = nowhere(parameter)
-        results = module(nowhere(x), nowhere(hx), **{name: nowhere(values[name]) for name in ragged.split()})
+        results = moved_nowhere(module)(
+            nowhere(x), nowhere(hx), **{name: nowhere(values[name]) for name in ragged.split()}
+        )
     assert devices_of(results) == {"cuda"}
 
 
@@ -324,7 +330,6 @@ def test_a_cell_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, dtype)
     cell = build(rnnkit, kind, cell=True, dtype=torch.float32).requires_grad_(False)
     x, hx = arguments(cell, form)
     with NOWHERE, torch.no_grad():
-        for name, parameter in cell.named_parameters():
-            cell._parameters[name] = nowhere(parameter, dtype)
+        moved_nowhere(cell, dtype)
         for given in (hx, None):
             assert devices_of(cell(nowhere(x, dtype), nowhere(given, dtype))) == {"cuda"}
