@@ -10,7 +10,8 @@ gradients set to None, forward, a sum, and backward. A ratio a/b is the time of 
     bound           the matrix products of all steps in a CUDA graph, one after another, and nothing else
 
 `cuDNN` says which algorithm torch has cuDNN run: a persistent kernel, or the standard one, a product a step. Peak
-memory is what a training step allocates at its highest, gradients included.
+memory is what a training step allocates at its highest, gradients included. By `lengths`, the subject gets the padded
+batch and where its rows end, on the device, and torch.nn the same rows packed ahead.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from .steps import WARM_UPS, Call, Compiled, Dry, Graphed, noise, products, time
 SIZES = {name: speed.SIZES[name] for name in ("small", "medium", "wide")}
 SIZES |= {"large": (512, 64, 1024, 1024), **{name: speed.SIZES[name] for name in ("ptb", "tiny", "stream", "long")}}
 DTYPES = ("float32", "tf32", "bfloat16", "float64", "float16")
-FORMS = ("padded", "packed")
+FORMS = ("padded", "packed", "lengths")
 WAYS = ("eager", "graphed", "fused", "compiled")
 COLUMNS = ("nn", *WAYS, "nn-graphed", "bound")
 RATIOS = [f"nn/{way}" for way in WAYS] + ["nn-graphed/graphed", "nn-graphed/fused"]
@@ -94,7 +95,7 @@ class Cell:
 def algorithm(kind: Kind, size: str, mode: str, dtype: str, form: str) -> str:
     """Say by torch's rule whether cuDNN runs a persistent kernel, in training both ways, or its standard algorithm."""
     _, N, H_in, H = SIZES[size]
-    if "proj_size" in kind.options or form == "packed" or dtype == "float64":
+    if "proj_size" in kind.options or form != "padded" or dtype == "float64":
         return "standard"
     forward, backward = (384, 256) if kind.layer == "RNN" else (192, 128)
     small = (backward if mode == "training" else forward) >= H
@@ -109,13 +110,16 @@ def shape(size: str, dry: bool) -> tuple[int, int, int, int]:
     return (min(L, 4), min(N, 3), min(H_in, 5), min(H, 6)) if dry else (L, N, H_in, H)
 
 
-def inputs(L: int, N: int, H_in: int, form: str, **to: Any) -> Any:
-    """Return a batch: packed, its lengths go from L down to about half of that."""
+def inputs(L: int, N: int, H_in: int, form: str, **to: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return a batch for torch.nn, the subject's, and its options. Not padded, lengths go from L to about half of it."""
     x = noise(L, N, H_in, **to)
     if form == "padded":
-        return x
+        return x, x, {}
     lengths = torch.cat([torch.tensor([L]), torch.randint((L + 1) // 2, L + 1, (N - 1,))])
-    return pack_padded_sequence(x, lengths.sort(descending=True).values)
+    packed = pack_padded_sequence(x, lengths.sort(descending=True).values)
+    if form == "packed":
+        return packed, packed, {}
+    return packed, x, {"lengths": lengths.sort(descending=True).values.to(x.device)}
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -170,14 +174,14 @@ def measure(cuda: Any, cell: Cell, kind: Kind, namespace: Any, ways: list[str], 
     L, N, H_in, H = shape(cell.size, dry)
     to = {"device": "cpu" if dry else "cuda", "dtype": getattr(torch, cell.dtype.replace("tf32", "float32"))}
     torch.default_generator.manual_seed(0)
-    x = inputs(L, N, H_in, cell.form, **to)
+    x, own, options = inputs(L, N, H_in, cell.form, **to)
     step_sizes = x.batch_sizes.tolist() if isinstance(x, PackedSequence) else [N] * L
     theirs, ours = (module.train(training) for module in modules(kind.name, namespace, H_in, H, **to))
 
     def compiled() -> Step:
         torch.compiler.reset()
         module: Any = torch.compile(copied(ours), mode="reduce-overhead", disable=dry)
-        step = Compiled(module, x, training)
+        step = Compiled(module, own, training, options)
         for _ in range(WARM_UPS):
             step()
         return step
@@ -185,13 +189,13 @@ def measure(cuda: Any, cell: Cell, kind: Kind, namespace: Any, ways: list[str], 
     def fused() -> Step:
         module: Any = copied(ours)
         module.path = "fused"
-        return Graphed(cuda, Call(module, x, training))
+        return Graphed(cuda, Call(module, own, training, options))
 
     makers: dict[str, Callable[[], Step]] = {
         "nn": lambda: Call(theirs, x, training),
-        "eager": lambda: Call(ours, x, training),
+        "eager": lambda: Call(ours, own, training, options),
         "compiled": compiled,
-        "graphed": lambda: Graphed(cuda, Call(copied(ours), x, training)),
+        "graphed": lambda: Graphed(cuda, Call(copied(ours), own, training, options)),
         "fused": fused,
         "bound": lambda: Graphed(cuda, products(kind, H_in, H, step_sizes, training, **to)),
         "nn-graphed": lambda: Graphed(cuda, Call(copied(theirs), x, training)),
@@ -214,8 +218,9 @@ def synchronising(cuda: Any, kinds: list[Kind], forms: list[str], namespace: Any
     for form in forms:
         for kind in kinds:
             both = modules(kind.name, namespace, H_in, H, device=device)
-            for side, module in zip(("torch.nn", "subject"), both, strict=True):
-                step = Call(module, inputs(L, N, H_in, form, device=device), training=True)
+            x, own, options = inputs(L, N, H_in, form, device=device)
+            steps = Call(both[0], x, training=True), Call(both[1], own, training=True, options=options)
+            for side, step in zip(("torch.nn", "subject"), steps, strict=True):
                 try:
                     step()
                     cuda.set_sync_debug_mode("error")

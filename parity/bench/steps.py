@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ class Call:
     module: nn.Module
     x: Any
     training: bool
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> None:
         if self.training:
@@ -66,7 +67,7 @@ class Call:
                 self._output()
 
     def _output(self) -> Tensor:
-        output = self.module(self.x)[0]
+        output = self.module(self.x, **self.options)[0]
         data: Tensor = output.data if isinstance(output, PackedSequence) else output
         return data
 

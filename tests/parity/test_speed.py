@@ -69,7 +69,7 @@ def test_what_runs_on_a_gpu_runs_dry(tmp_path, capsys, monkeypatch):
     assert measure(arguments) == 0
     assert tf32 == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     data, printed = json.loads(file.read_text()), capsys.readouterr()
-    assert (len(data["cells"]), data["synchronises"], data["left_out"]) == (2 * 2 * 2 * 2 * 2, [], {})
+    assert (len(data["cells"]), data["synchronises"], data["left_out"]) == (3 * 2 * 2 * 2 * 2, [], {})
     for cell in data["cells"]:
         late = ["compiled"] if cell["size"] == "small" else []
         assert {"nn", "eager", "graphed", "nn-graphed", "bound", *late} <= set(cell["seconds"]), cell["errors"]
