@@ -6,7 +6,8 @@
     compiled  one operator for torch.compile, a `scan` for torch.export
 
 A batch with lengths or resets is packed first, where these can be read (see `packs`), and takes the path that its
-packed rows take. Where they can't, as on a GPU or within a transform, the readable path computes with them as masks.
+packed rows take. Where they can't, as on a GPU, rows that end take all steps, and are shut once they are through;
+resets, and all within a transform, are masks that the readable path computes with.
 
 `RULES` is the whole decision: the first rule that applies names the path. A module's attribute `path` is a wish that
 they look at. `explain` asks them for a call.
@@ -46,7 +47,7 @@ class Rule(NamedTuple):
 LAYERS: dict[str, Layer] = {
     "readable": layer(recurrence.unroll),
     "fast": fast.layer,
-    "fused": layer(fast.fused.unroll),
+    "fused": layer(fast.by_ends(fast.fused.unroll)),
     "compiled": compiler.layer,
 }
 
@@ -97,7 +98,12 @@ RULES = (
         "input, state and weights are not all plain tensors of one dtype and device",
         lambda stack: not fast.plain(stack.tensors, stack.input),
     ),
-    Rule("readable", "lengths or resets live on a device, for which nobody waits", lambda stack: stack.ragged),
+    Rule("readable", "resets live on a device, for which nobody waits", lambda stack: stack.resets is not None),
+    Rule(
+        "readable",
+        "lengths live on a device, with an equation without kernel, or states that are forgotten",
+        lambda stack: stack.lengths is not None and not (fast.has_kernel(stack) and stack.checkpoint_every is None),
+    ),
     Rule("fused", "the attribute `path` is 'fused'", lambda stack: stack.path == "fused"),
     Rule("fast", "{steps} steps", lambda stack: True),
 )

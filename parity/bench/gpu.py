@@ -7,6 +7,7 @@ gradients set to None, forward, a sum, and backward. A ratio a/b is the time of 
     eager, graphed  the subject's, likewise; training is captured as a whole, forward and backward
     fused           graphed, with the attribute `path` of the subject's module set to "fused", if it has one
     compiled        torch.compile(module, mode="reduce-overhead")
+    blocks          the subject's `graphed(module, x)`, if it has one: some steps captured, and replayed along the batch
     bound           the matrix products of all steps in a CUDA graph, one after another, and nothing else
 
 `cuDNN` says which algorithm torch has cuDNN run: a persistent kernel, or the standard one, a product a step. Peak
@@ -48,7 +49,7 @@ SIZES = {name: speed.SIZES[name] for name in ("small", "medium", "wide")}
 SIZES |= {"large": (512, 64, 1024, 1024), **{name: speed.SIZES[name] for name in ("ptb", "tiny", "stream", "long")}}
 DTYPES = ("float32", "tf32", "bfloat16", "float64", "float16")
 FORMS = ("padded", "packed", "lengths")
-WAYS = ("eager", "graphed", "fused", "compiled")
+WAYS = ("eager", "graphed", "fused", "compiled", "blocks")
 COLUMNS = ("nn", *WAYS, "nn-graphed", "bound")
 RATIOS = [f"nn/{way}" for way in WAYS] + ["nn-graphed/graphed", "nn-graphed/fused"]
 RATIOS += ["bound/nn", "bound/graphed", "bound/fused"]
@@ -111,15 +112,15 @@ def shape(size: str, dry: bool) -> tuple[int, int, int, int]:
 
 
 def inputs(L: int, N: int, H_in: int, form: str, **to: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Return a batch for torch.nn, the subject's, and its options. Not padded, lengths go from L to about half of it."""
+    """Return a batch for torch.nn, the subject's, and its options. Rows have L steps, or from half of them to all."""
     x = noise(L, N, H_in, **to)
     if form == "padded":
         return x, x, {}
-    lengths = torch.cat([torch.tensor([L]), torch.randint((L + 1) // 2, L + 1, (N - 1,))])
-    packed = pack_padded_sequence(x, lengths.sort(descending=True).values)
+    lengths = torch.cat([torch.tensor([L]), torch.randint((L + 1) // 2, L + 1, (N - 1,))]).sort(descending=True).values
+    packed = pack_padded_sequence(x, lengths)
     if form == "packed":
         return packed, packed, {}
-    return packed, x, {"lengths": lengths.sort(descending=True).values.to(x.device)}
+    return packed, x, {"lengths": lengths.to(x.device)}
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -191,19 +192,25 @@ def measure(cuda: Any, cell: Cell, kind: Kind, namespace: Any, ways: list[str], 
         module.path = "fused"
         return Graphed(cuda, Call(module, own, training, options))
 
+    def blocks() -> Step:
+        module: Any = copied(ours)
+        return Call(module, own, training, options, by=namespace.graphed(module, own))
+
     makers: dict[str, Callable[[], Step]] = {
         "nn": lambda: Call(theirs, x, training),
         "eager": lambda: Call(ours, own, training, options),
         "compiled": compiled,
         "graphed": lambda: Graphed(cuda, Call(copied(ours), own, training, options)),
         "fused": fused,
+        "blocks": blocks,
         "bound": lambda: Graphed(cuda, products(kind, H_in, H, step_sizes, training, **to)),
         "nn-graphed": lambda: Graphed(cuda, Call(copied(theirs), x, training)),
     }
     wanted = {"nn", "bound", *ways} | ({"nn-graphed"} if "graphed" in ways else set())
+    lacks = {"fused": not hasattr(ours, "path"), "blocks": cell.form != "padded" or not hasattr(namespace, "graphed")}
     steps: dict[str, Step] = {}
     for name in makers:
-        if name in wanted and not (name == "fused" and not hasattr(ours, "path")):
+        if name in wanted and not lacks.get(name):
             try:
                 steps[name] = makers[name]()
             except Exception as error:

@@ -51,12 +51,13 @@ class Dry:
 
 @dataclass
 class Call:
-    """A call of a module, as it is."""
+    """A call of a module, as it is or by another callable on its parameters."""
 
     module: nn.Module
     x: Any
     training: bool
     options: dict[str, Any] = field(default_factory=dict)
+    by: Any = None
 
     def __call__(self) -> None:
         if self.training:
@@ -67,7 +68,7 @@ class Call:
                 self._output()
 
     def _output(self) -> Tensor:
-        output = self.module(self.x, **self.options)[0]
+        output = (self.by or self.module)(self.x, **self.options)[0]
         data: Tensor = output.data if isinstance(output, PackedSequence) else output
         return data
 

@@ -7,6 +7,7 @@ timeline  when rows take their steps
 loop      one direction: its steps forward, and back through time
 autograd  what autograd sees of it: `unroll`
 pair      both directions of a layer by one loop
+ends      rows that end where only a device knows
 fused     for a GPU: the equation compiled in place of a kernel
 """
 
@@ -19,6 +20,7 @@ from ..stack import Direction, Results, Stack
 from ..stack import layer as one_by_one
 from . import fused, pair
 from .autograd import aliased, go_back, keep, plain, recording, unroll
+from .ends import by_ends
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
@@ -27,6 +29,7 @@ __all__ = [
     "KERNELS",
     "Loop",
     "aliased",
+    "by_ends",
     "fused",
     "go_back",
     "has_kernel",
@@ -61,7 +64,7 @@ def layer(directions: Sequence[Direction]) -> Results:
         # An infinity of one, times the zeros between the two, is a NaN in the other.
         if all(t.detach().isfinite().all() for t in (output, *(c for _, *others in finals for c in others))):
             return output, finals
-    return one_by_one(unroll)(directions)
+    return one_by_one(by_ends(unroll))(directions)
 
 
 def has_kernel(stack: Stack) -> bool:

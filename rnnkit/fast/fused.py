@@ -19,16 +19,17 @@ from ..equations import State, Step, name_of
 from ..recurrence import Carry
 from ..stack import Direction
 from ..untraced import untraced
-from . import cublas
+from . import cublas, ends
 from .autograd import aliased, go_back, keep
+from .kernels import KERNELS
 from .loop import Grads
 
 StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
 
 
 @lru_cache(maxsize=64)
-def compiled(step: Step) -> tuple[Callable[..., State], StepBack]:
-    """Return an equation's step and its derivative, each compiled.
+def compiled(step: Step, gates: tuple[str, ...]) -> tuple[Callable[..., State], StepBack]:
+    """Return an equation's step and its derivative, each compiled. `gates` names those that are as wide as c.
 
     (igates, hgates, state) -> the state after the step
     (igates, hgates, state, dstate, dy) -> the gradients of igates, hgates and state, by those of the state after the
@@ -36,6 +37,8 @@ def compiled(step: Step) -> tuple[Callable[..., State], StepBack]:
     """
 
     def forward(igates: Tensor, hgates: Tensor, state: State) -> State:
+        if gates:  # said for the compiler, to which sizes are unknown: then it needs one kernel, not two
+            torch._check(igates.size(1) == len(gates) * state[-1].size(1))  # type: ignore[no-untyped-call]
         return step(igates, hgates, state)[0]
 
     def backward(igates: Tensor, hgates: Tensor, state: State, dstate: State, dy: Tensor) -> Any:
@@ -52,15 +55,25 @@ def compiled(step: Step) -> tuple[Callable[..., State], StepBack]:
     return own(forward), own(backward)
 
 
+def kernels(direction: Direction) -> tuple[Callable[..., State], StepBack]:
+    """Return `compiled` of a direction's equation."""
+    equation, width = direction.equation, direction.state[-1].size(1)
+    return compiled(
+        equation.step, equation.gates if len(equation.gates) * width == direction.weights.w_hh.size(0) else ()
+    )
+
+
 class FusedThroughTime(Function):
     """A direction, with its tensors for autograd to see. Each step keeps its hgates, the state before it and m."""
 
     @staticmethod
     def forward(ctx: Any, direction: Direction, *tensors: Tensor | None) -> Any:
-        step, _ = compiled(direction.equation.step)
+        step, _ = kernels(direction)
         weights, order = direction.weights, in_order(direction)
         carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
         igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
+        if direction.lengths is not None:
+            KERNELS[direction.equation.step].shut(igates.flatten(0, 1), ends.through(direction))
         w_hh = cublas.repeated(len(order), direction.state[0].size(0), weights.w_hh.t()).w
         xs, outputs, kept = direction.split(igates), [igates] * len(order), list[Tensor]()
         for t in order:
@@ -85,7 +98,7 @@ def by_hand(
 ) -> Grads:
     """Return the gradients of `direction.tensors`, those that are needed, by those of the results."""
     igates, *kept = kept
-    _, step_back = compiled(direction.equation.step)
+    _, step_back = kernels(direction)
     (w_ih, w_hh, _, _, w_hr), order = direction.weights, in_order(direction)
     each = 2 + len(direction.state)
     by_step = dict(zip(order, (kept[k : k + each] for k in range(0, len(kept), each)), strict=True))  # hgates, m, state

@@ -70,6 +70,10 @@ class Kernel(ABC):
         """
 
     @abstractmethod
+    def shut(self, x: Tensor, through: Tensor) -> None:
+        """Write to x, igates, what keeps h finite and c as it is in the rows that are `through` (rows, 1)."""
+
+    @abstractmethod
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         """Prepare x, the igates of a span, and its tape. Return what `forward` takes of each step: views of them.
 
@@ -99,7 +103,7 @@ class Kernel(ABC):
         """Take the steps (dy, *views) back and return the gradient of the state before the first one.
 
         dstate is the gradient of the state after the last step, with what arrives by that step's output; it is written
-        to. dy is what arrives by the output of the step that is taken next. With a projection, dy receives their sum.
+        to, as is dy, what arrives by the output of the step that is taken next. With a projection dy receives the sum.
         """
 
     def dhgates(self, da: Tensor) -> Tensor:
@@ -123,6 +127,10 @@ class RNN(Kernel):
 
     def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         return ()
+
+    def shut(self, x: Tensor, through: Tensor) -> None:
+        if self.relu:  # which has no bound
+            x.masked_fill_(through, -math.inf)  # h' = 0
 
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         return (x,)
@@ -150,7 +158,7 @@ class RNN(Kernel):
                 _threshold_backward(d, h, 0, grad_input=da)  # da = dh' where h' > 0
             else:
                 _tanh_backward(d, h, grad_input=da)  # da = dh' * (1 - h'²)
-            d = addmm(dy, da, w, out=d)  # dh = dy + da W_hh
+            d = addmm(dy, da, w, out=dy)  # dh = dy + da W_hh
         return (d,)
 
 
@@ -167,6 +175,11 @@ class LSTM(Kernel):
     def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         shape = a.size(0), a.size(1) // 4
         return a, a.new_empty(shape), a.new_empty(shape)
+
+    def shut(self, x: Tensor, through: Tensor) -> None:
+        i, f, _, _ = x.chunk(4, 1)
+        i.masked_fill_(through, -math.inf)  # c' = 1*c + 0*g
+        f.masked_fill_(through, math.inf)
 
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         a, g, c = tape
@@ -216,7 +229,7 @@ class LSTM(Kernel):
             d_ifg.mul_(dc_of_gates)  # di, df, dg *= dc'
             do.mul_(dm)  # do *= dm
             dc.mul_(f)  # dc = dc' * f
-            d = addmm(dy, da, w, out=dy if unproject else d)  # dh = dy + da W_hh
+            d = addmm(dy, da, w, out=dy)  # dh = dy + da W_hh
         return d, dc
 
 
@@ -237,6 +250,9 @@ class GRU(Kernel):
 
     def tape(self, a: Tensor, rows: int) -> Sequence[Tensor]:
         return a, a.new_empty(rows, a.size(1) // 3)
+
+    def shut(self, x: Tensor, through: Tensor) -> None:
+        pass  # h is bounded, and all there is
 
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         (a, n), H = tape, x.size(1) // 3

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..equations import State
 from ..recurrence import Carry
 from ..stack import Direction, Weights
-from . import cublas, products
+from . import cublas, ends, products
 from .kernels import EXACT, FEW, KERNELS, Kernel
 from .products import Affine, Product
 from .timeline import Span, Timeline
@@ -103,11 +103,16 @@ class Loop:
                 tape = _tape(self.direction, x.new_empty(time.N if time.padded else most, x.size(1)), most)
             _, w_hh, _, b_hh, w_hr = self.weights
             igates, to_hgates = self._igates(most), self._product(w_hh, b_hh)
+            through = None if self.direction.lengths is None else ends.through(self.direction)
             project = None if w_hr is None else self._product(w_hr)
             for span in spans:
                 of_x, of_output, *of_tape = self._of(span, x, output, *tape)
                 *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
                 of_x = igates(span, of_x)
+                if through is not None:
+                    kernel.shut(of_x, span.of(through, time.total))
+                if again and of_tape and not x.is_cpu:
+                    of_tape[0] = of_x  # so that a product that is added needs no copy first
                 prepared = kernel.prepare(of_x, of_tape, None if self.exact else b_hh, self.arithmetic)
                 for n, steps in time.stretches(span, [of_output, m, *prepared]):
                     state = carry.resize(n)
@@ -159,17 +164,15 @@ class Loop:
         most = max(span.rows for span in spans)
         w_x = self.library.affine(time.total, most, self.weights.w_ih.t(), None) if needed[0] else None
         space = self.library.new_rows(output, most, kernel.derived * self.state[-1].size(1))
-        zero = torch.zeros_like(self.state[0])
         for span in reversed(spans):
             of_rows, of_output, *of_tape = self._of(span, self.rows, output, *tape)
             *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
-            dh = None if dy is None else span.of(dy, time.total)
-            if self.projected:  # then what arrives by the state is added to it
-                dh = torch.zeros_like(of_output) if dh is None else dh.clone()
+            dh = torch.empty_like(of_output)  # its rows are written on: the gradients of the output are the caller's
+            dh = dh.zero_() if dy is None else dh.copy_(span.of(dy, time.total))
             with torch.inference_mode():
                 before = tuple(time.before(span, *states) for states in zip(self.state, after, strict=True))
                 da, views = kernel.derivatives(of_tape, m, before, space[: span.rows])
-                self._steps_back(span, carry, [zero if dh is None else dh, *views], to_dh, unproject)
+                self._steps_back(span, carry, [dh, *views], to_dh, unproject)
             digates = totals.add(da, of_rows, before[0], dh, m)
             if dx is not None and w_x is not None:
                 of_dx = span.of(dx, time.total)
@@ -181,12 +184,12 @@ class Loop:
     ) -> None:
         """Take the steps of `span` back: carry the gradient of the state along, turn the derivatives into gradients.
 
-        views  the gradient of the output, to which, if that was projected, is added what arrives by the state; and the
-               kernel's of the derivatives
+        views  the gradient of the output, to which is added what arrives by the state, and the kernel's views of the
+               derivatives
         """
         for n, steps in self.time.stretches(span, views, back=True):
             (arriving, *rest), (d, *others) = steps, carry.resize(n)
-            d = arriving[0].add_(d) if self.projected else d.add_(arriving[0])
+            d = arriving[0].add_(d)
             # A step back ends by forming dh of the step before: what arrives there by the output, dy, goes with it. The
             # last step of these gets zeros: what arrives before it is added above, with the next ones.
             dy_before = *arriving[1:], torch.zeros_like(d)
@@ -204,7 +207,7 @@ class Totals:
         self.w_hr: Tensor | None = None
         self.da: Tensor | None = None  # summed over rows
 
-    def add(self, da: Tensor, x: Tensor, h: Tensor, dh: Tensor | None, m: Tensor) -> Tensor:
+    def add(self, da: Tensor, x: Tensor, h: Tensor, dh: Tensor, m: Tensor) -> Tensor:
         """Add a span's: da by its input x and by h, the state before each step; dh by m, what was projected.
 
         returns digates, in the place of da
@@ -218,7 +221,7 @@ class Totals:
         digates = self.kernel.digates(da)
         if self.needed.w_ih:
             self.w_ih = (gradient if digates is dhgates else self.library.gradient(digates))(x, self.w_ih)
-        if self.needed.w_hr and dh is not None:
+        if self.needed.w_hr:
             self.w_hr = self.library.gradient(dh)(m, self.w_hr)
         return digates
 

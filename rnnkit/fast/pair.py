@@ -22,7 +22,7 @@ def pays(directions: Sequence[Direction]) -> bool:
     first = directions[0]
     few = first.state[0].size(0) * first.weights.w_hh.numel() <= FEW
     by_float32 = first.input.is_cpu and first.input.dtype == torch.float32
-    return len(directions) == 2 and first.batch_sizes is None and few and by_float32
+    return len(directions) == 2 and first.batch_sizes is first.lengths is None and few and by_float32
 
 
 def run(directions: Sequence[Direction], unroll: Unroll) -> Results:

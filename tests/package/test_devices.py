@@ -107,6 +107,51 @@ def test_a_layer_is_captured_by_a_cuda_graph_forward_and_back(kind, path):
 
 
 @cuda
+@pytest.mark.parametrize("path", ["fast", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_end_are_captured_by_a_cuda_graph(kind, path):
+    """Nobody asks the device where: other lengths are replayed by the same graph."""
+    module, x, hx = on_cuda(kind)
+    eager, _, _ = on_cuda(kind)
+    eager.load_state_dict(module.state_dict())
+    module.path = path
+    lengths = torch.full((N,), 7, device="cuda")
+    results = rows_that_end(module, x, hx, lengths)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        rows_that_end(module, x, hx, lengths)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = rows_that_end(module, x, hx, lengths)
+    lengths.copy_(torch.tensor([3, 0, 7]))
+    graph.replay()
+    expected = rows_that_end(eager, x, hx, [3, 0, 7])
+    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-5)
+
+
+def rows_that_end(module, x, hx, lengths):
+    """Results, and all gradients."""
+    results = tree_leaves(module(x, hx, lengths=lengths))
+    loss = sum(t.square().sum() for t in results)
+    return [*results, *torch.autograd.grad(loss, [x, *tree_leaves(hx), *module.parameters()])]
+
+
+@cuda
+@pytest.mark.parametrize("kind", ["tanh", "LSTM", "GRU"])
+def test_a_fused_step_is_a_product_and_one_kernel(kind):
+    module, x, hx = on_cuda(kind, num_layers=1, bidirectional=False)
+    module.path = "fused"
+    with torch.no_grad():
+        module(x, hx)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            module(x, hx)
+    kernels = [event for event in profile.key_averages() if event.key.startswith("triton_")]
+    assert sum(event.count for event in kernels) == len(x), [event.key for event in kernels]
+
+
+@cuda
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_cell_is_captured_by_a_cuda_graph(kind):
     cell = build(rnnkit, kind, cell=True, dtype=torch.float32).cuda()
@@ -282,6 +327,20 @@ def test_a_layer_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, path,
     record = record_nowhere(kind, form, dtype, **DEEP)
     with NOWHERE, torch.no_grad():
         results = stack.run(record, paths.LAYERS[path])
+    fused.compiled.cache_clear()
+    assert devices_of(results) == {"cuda"}
+
+
+@linked
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("path", ["fast", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_end_on_a_gpu_mix_no_devices_and_are_not_read(kind, path, dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    fused.compiled.cache_clear()
+    record = record_nowhere(kind, "padded", dtype, **DEEP)
+    with NOWHERE, torch.no_grad():
+        results = stack.run(record._replace(lengths=nowhere(torch.tensor([2, 0, 3]))), paths.LAYERS[path])
     fused.compiled.cache_clear()
     assert devices_of(results) == {"cuda"}
 

@@ -111,7 +111,13 @@ def of_one_dimension():
 
 
 def elsewhere():
-    return explain(layer(), sequence(), lengths=torch.zeros(N, dtype=torch.int64, device="meta"))
+    return explain(layer(), sequence(), resets=torch.zeros(50, N, dtype=torch.bool, device="meta"))
+
+
+def forgetful():
+    module = layer()
+    module.checkpoint_every = 5
+    return explain(module, sequence(), lengths=torch.zeros(N, dtype=torch.int64, device="meta"))
 
 
 SAID = {
@@ -134,7 +140,10 @@ SAID = {
     "readable: a dispatch mode is active": lambda _: under(Mode()),
     "readable: autocast is on": lambda _: under(torch.autocast("cpu", torch.bfloat16)),
     "readable: input, state and weights are not all plain tensors of one dtype and device": lambda _: of_a_subclass(),
-    "readable: lengths or resets live on a device, for which nobody waits": lambda _: elsewhere(),
+    "readable: resets live on a device, for which nobody waits": lambda _: elsewhere(),
+    "readable: lengths live on a device, with an equation without kernel, or states that are forgotten": lambda _: (
+        forgetful()
+    ),
     "fused: the attribute `path` is 'fused'": lambda _: set_to("fused", 1),
     "fast: 50 steps": lambda _: explain(layer(), sequence()),
     "fast: 2 steps": lambda _: set_to("always fast", 2),

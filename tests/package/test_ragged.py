@@ -1,6 +1,7 @@
 """`lengths=` is pack, run, pad back, and `resets=` is every segment alone: against torch.nn, over a full product.
 
-Each call runs in three ways: packed by the readable path, packed by the fast one, and by masks, as in a graph.
+Each call runs packed, by the readable path and the fast one; by masks, as in a graph; and with rows that are shut once
+they are through, as on a GPU: by the fast path and by the fused one.
 """
 
 import pytest
@@ -32,6 +33,7 @@ import rnnkit
 from parity.grid.ragged import Ragged, packed
 from parity.grid.ragged import alone as by_segments
 from rnnkit import paths, recurrence
+from rnnkit.fast import fused
 
 GRID = product(
     num_layers=[1, 2], bias=[True, False], batch_first=[False, True], bidirectional=[False, True], hx=[True, False]
@@ -40,6 +42,8 @@ DEEP = {"num_layers": 2, "bidirectional": True}
 LENGTHS = torch.tensor([3, 5, 1])
 #: Rows that begin anew at once, in the middle, twice running, at the last step, or never. (L, N)
 RESETS = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool).t().contiguous()
+#: Where nobody reads lengths, by path.
+SHUT = {"readable": "masked", "always fast": "shut, fast", "fused": "shut, fused"}
 RAGGED = {"lengths": LENGTHS, "resets": RESETS}
 kinds = pytest.mark.parametrize("kind", KINDS)
 few = pytest.mark.parametrize("kind", ["LSTM-proj", "GRU"])  # where a test takes long
@@ -66,7 +70,12 @@ def ways(monkeypatch):
             patch.setattr(rnnkit.RNNBase, "path", path)
             yield path
         patch.setattr(paths, "packs", lambda stack: False)
-        yield "masked"
+        patch.setattr(torch, "compile", lambda function, **_: function)  # a minute; that it compiles, others show
+        fused.compiled.cache_clear()
+        for path, way in SHUT.items():
+            patch.setattr(rnnkit.RNNBase, "path", path)
+            yield way
+    fused.compiled.cache_clear()
 
 
 def case(kind, dtype, hx=True, **options):
@@ -156,6 +165,20 @@ def test_what_padding_holds_reaches_nothing(kind, monkeypatch):
         assert_same(expected, observe(kit, lambda: kit(poisoned, hx, lengths=LENGTHS), poisoned, hx), "fast", way)
 
 
+@kinds
+def test_a_row_that_is_through_does_not_grow_on(kind, monkeypatch):
+    """Such weights would carry it beyond all numbers, and an infinity times a gradient of 0 is a NaN."""
+    _, kit, *_ = case(kind, torch.float32)
+    input, lengths = torch.ones(100, N, H_IN, requires_grad=True), torch.tensor([2, 3, 1])
+    with torch.no_grad():
+        for weight in kit.parameters():
+            weight.fill_(2)
+    found = {way: observe(kit, lambda: kit(input, lengths=lengths), input) for way in ways(monkeypatch)}
+    assert all(t.isfinite().all() for t in found["readable"].values())
+    for way in found:
+        assert_same(found["readable"], found[way], "fast", way)
+
+
 def test_dropout_stands_where_packing_has_it(monkeypatch):
     native, kit, input, hx = case("GRU", torch.float64, num_layers=2, dropout=0.5)
     torch.manual_seed(1)
@@ -163,7 +186,7 @@ def test_dropout_stands_where_packing_has_it(monkeypatch):
     for way in ways(monkeypatch):
         torch.manual_seed(1)
         found = kit(input, hx, lengths=LENGTHS)
-        if way != "masked":  # whose masks are drawn for padding, too
+        if way not in SHUT.values():  # whose masks are drawn for padding, too
             assert_close(found, expected, way)
         torch.manual_seed(2)
         assert (kit(input, hx, lengths=LENGTHS)[0] != found[0]).any()
@@ -410,7 +433,8 @@ def test_on_a_device_nobody_asks_what_lengths_and_resets_hold():
         output, _ = module(input, lengths=lengths, resets=resets)
         assert output.shape == module(input)[0].shape
         said = rnnkit.explain(module, input, lengths=lengths, resets=resets)
-        assert str(said) == "readable: lengths or resets live on a device, for which nobody waits"
+        assert str(said) == "readable: resets live on a device, for which nobody waits"
+        assert str(rnnkit.explain(module, input, lengths=lengths)) == "fast: 3 steps"
         assert "packed" in rnnkit.explain(module, input, lengths=[3, 2, 1]).reason
 
 

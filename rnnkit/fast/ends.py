@@ -1,0 +1,47 @@
+"""Rows that end where only their device knows, as on a GPU: every row takes every step, and is shut once it is through.
+
+The steps that a row hasn't come last, for which the reverse direction first turns each row around within its length.
+There the igates shut the gates (`Kernel.shut`), so that c stays and no gradient arises; h is read where the row ends.
+"""
+
+import torch
+from torch import Tensor
+
+from ..equations import State
+from ..stack import Direction, Unroll
+
+
+def through(direction: Direction) -> Tensor:
+    """Return for each step and row, as rows (L*N, 1), whether the row is through by then."""
+    steps = torch.arange(direction.length, device=direction.input.device)
+    return (steps[:, None] >= _lengths(direction)).view(-1, 1)
+
+
+def _lengths(direction: Direction) -> Tensor:
+    """Return the lengths (N,) where the input lives."""
+    assert direction.lengths is not None
+    return direction.lengths.to(direction.input.device)
+
+
+def by_ends(unroll: Unroll) -> Unroll:
+    """Return `unroll` for directions with lengths, too. It only has to shut the rows that are through."""
+
+    def by_ends(direction: Direction) -> tuple[Tensor, State]:
+        if direction.lengths is None:
+            return unroll(direction)
+        lengths, state = _lengths(direction), direction.state
+        there = ~through(direction).view(*direction.input.shape[:2], 1)
+        step = torch.arange(direction.length, device=lengths.device)[:, None]
+        around = torch.where(there.squeeze(2), lengths - 1 - step, step).unsqueeze(2)  # (L, N, 1)
+
+        def turned(steps: Tensor) -> Tensor:
+            """Return the steps with those of each row turned around, if this is the reverse direction."""
+            return steps.gather(0, around.expand_as(steps)) if direction.reverse else steps
+
+        input = turned(torch.where(there, direction.input, 0))  # a NaN of padding reaches no gradient
+        output, (_, *others) = unroll(direction._replace(input=input, reverse=False))
+        last = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, -1, output.size(2))
+        h = torch.where(lengths[:, None] > 0, output.gather(0, last).squeeze(0), state[0])
+        return turned(torch.where(there, output, 0)), (h, *others)
+
+    return by_ends
