@@ -18,9 +18,9 @@ def through(direction: Direction) -> Tensor:
 
 
 def _lengths(direction: Direction) -> Tensor:
-    """Return the lengths (N,) where the input lives."""
+    """Return the lengths (N,) where the input lives. Nobody has looked whether they are in it: beyond it, it ends."""
     assert direction.lengths is not None
-    return direction.lengths.to(direction.input.device)
+    return direction.lengths.to(direction.input.device).clamp(0, direction.length)
 
 
 def by_ends(unroll: Unroll) -> Unroll:

@@ -39,11 +39,12 @@ fast.products
 fast.kernels   <- equations fast.products
 fast.timeline  <-
 fast.cublas    <- fast.products
-fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline fast.cublas
+fast.ends      <- equations stack
+fast.loop      <- equations stack recurrence fast.products fast.kernels fast.timeline fast.cublas fast.ends
 fast.pair      <- equations stack recurrence
 fast.autograd  <- equations checks stack recurrence untraced fast.kernels fast.loop fast.pair
-fast.fused     <- equations stack recurrence untraced fast.cublas fast.autograd fast.loop
-fast           <- stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
+fast.fused     <- equations stack recurrence untraced fast.cublas fast.ends fast.kernels fast.autograd fast.loop
+fast           <- stack fast.kernels fast.ends fast.loop fast.autograd fast.fused fast.pair
 ragged         <- equations stack
 compiler       <- equations checks stack recurrence fast ragged
 paths          <- checks stack recurrence fast ragged compiler

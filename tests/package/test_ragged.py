@@ -166,6 +166,16 @@ def test_what_padding_holds_reaches_nothing(kind, monkeypatch):
 
 
 @kinds
+def test_lengths_that_nobody_reads_end_with_the_input(kind, monkeypatch):
+    """On a GPU an index beyond it would leave the device unusable."""
+    _, kit, input, hx = case(kind, torch.float64, **DEEP)
+    expected = kit(input, hx, lengths=[5, 0, 2])
+    for way in ways(monkeypatch):
+        if way in SHUT.values():
+            assert_close(kit(input, hx, lengths=torch.tensor([9, -3, 2])), expected, way)
+
+
+@kinds
 def test_a_row_that_is_through_does_not_grow_on(kind, monkeypatch):
     """Such weights would carry it beyond all numbers, and an infinity times a gradient of 0 is a NaN."""
     _, kit, *_ = case(kind, torch.float32)
