@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .products import Affine, Gradient, Product
 
+IN_PLACE = True  # whether a step adds its product to the igates where they stand: elsewhere they would be copied first
+
 #: In full float32 cuBLAS takes a weight faster in the order of its product. Microseconds on an H100, as it lies and so:
 #: N=32, H=128, G=1: 14 and 6; N=20, H=650, G=4: 26 and 15; N=64, H=1024, G=4: 28 and 32. With TF32 there is no gain.
 WORTH_A_COPY = 8  # calls

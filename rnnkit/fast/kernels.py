@@ -158,7 +158,8 @@ class RNN(Kernel):
                 _threshold_backward(d, h, 0, grad_input=da)  # da = dh' where h' > 0
             else:
                 _tanh_backward(d, h, grad_input=da)  # da = dh' * (1 - h'²)
-            d = addmm(dy, da, w, out=dy)  # dh = dy + da W_hh
+            addmm(dy, da, w, out=dy)  # dh = dy + da W_hh
+            d = dy
         return (d,)
 
 

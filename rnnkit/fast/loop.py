@@ -111,8 +111,8 @@ class Loop:
                 of_x = igates(span, of_x)
                 if through is not None:
                     kernel.shut(of_x, span.of(through, time.total))
-                if again and of_tape and not x.is_cpu:
-                    of_tape[0] = of_x  # so that a product that is added needs no copy first
+                if again and of_tape and self.library.IN_PLACE:
+                    of_tape[0] = of_x
                 prepared = kernel.prepare(of_x, of_tape, None if self.exact else b_hh, self.arithmetic)
                 for n, steps in time.stretches(span, [of_output, m, *prepared]):
                     state = carry.resize(n)

@@ -31,6 +31,8 @@ OPERATORS = [
     ("aten", "mkldnn_linear_backward_weights"),
 ]
 
+IN_PLACE = False  # whether a step adds its product to the igates where they stand, rather than where a cache has room
+
 Use: TypeAlias = Literal["alone", "added", "gradient"]  # x @ w.T, a + x @ w.T, dy.T @ x
 Affine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Gradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
