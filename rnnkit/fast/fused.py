@@ -45,7 +45,8 @@ def compiled(step: Step, gates: tuple[str, ...]) -> tuple[Callable[..., State], 
         derivative: Callable[[State], Any]
         _, derivative = torch.func.vjp(forward, igates, hgates, state)  # type: ignore[misc]
         dh, *others = dstate
-        return derivative((dh + dy, *others))
+        digates, dhgates, (direct, *rest) = derivative((dh + dy, *others))
+        return digates, dhgates, (direct.clone(), *rest)  # which is added to in place, so it may be no other's memory
 
     def own(function: Any) -> Any:
         """Compile a function under code of its own: by that the compiler counts how often it had to compile anew."""
@@ -118,7 +119,7 @@ def by_hand(
             dh, dy = dh + dy, no_dm[:n]  # added ahead of W_hr, so the compiled step gets zeros
             dm = torch.mm(dh, w_hr)
         digates, dhgates, (direct, *others) = step_back(xs[t], hgates, tuple(state), (dm, *rest), dy)
-        carry.state = torch.addmm(direct, dhgates, w_hh), *others
+        carry.state = direct.addmm_(dhgates, w_hh), *others
         found[t] = digates, dhgates, dh
 
     steps = range(len(order))

@@ -80,6 +80,27 @@ def test_an_equation_of_your_own_is_fused(monkeypatch):
     assert_near(results["fused"], results["readable"], 1e-14, "MGU")
 
 
+def test_gradients_that_are_one_tensor_are_each_right(monkeypatch):
+    """Autograd hands a sum's gradient to all that were added: here the gates, h and c have one between them."""
+
+    def adds(igates, hgates, state):
+        h, c = state
+        total = igates + hgates + h + c
+        return (total, total.sin()), (total,)
+
+    monkeypatch.setitem(EQUATIONS, "ADDS", Equation(adds, ("a",), ("h", "c")))
+    module = rnnkit.RNNBase("ADDS", 3, 4, dtype=torch.float64)
+    x = torch.randn(6, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = {}
+    for path in ("readable", "fused"):
+        module.path = path
+        output, (_, c_n) = module(x)
+        grads = torch.autograd.grad(output.square().sum() + c_n.sum(), list(module.parameters()))
+        results[path] = {"output": output} | {f"grad {k}": grad for k, grad in enumerate(grads)}
+    assert rnnkit.explain(module, x).path == "fused"
+    assert_near(results["fused"], results["readable"], 1e-13, "ADDS")
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_compiled_it_is_the_same(kind, monkeypatch):
     monkeypatch.undo()
