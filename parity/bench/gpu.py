@@ -244,7 +244,7 @@ def cost(cell: Cell, kind: Kind, ways: list[str], seconds: float) -> float:
     directions = (2 if kind.options.get("bidirectional") else 1) * kind.options.get("num_layers", 1)
     once = SIZES[cell.size][0] * directions * HOST[cell.mode]
     graphs = sum(way in ("graphed", "fused") for way in ways)
-    seconds += once * (5 + 2 * graphs) + 15 * ("compiled" in ways) + 10 * ("fused" in ways) + 0.2
+    seconds += once * (5 + 2 * graphs) + 4 * ("compiled" in ways) + ("fused" in ways) + 0.2  # on average
     return seconds
 
 
