@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 LAYERS: dict[str, Layer] = {
     "readable": layer(recurrence.unroll),
     "fast": fast.layer,
-    "fused": layer(fast.by_ends(fast.fused.unroll)),
+    "fused": layer(fast.fused.unroll),
     "compiled": compiler.layer,
 }
 

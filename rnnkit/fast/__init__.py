@@ -20,7 +20,6 @@ from ..stack import Direction, Results, Stack
 from ..stack import layer as one_by_one
 from . import fused, pair
 from .autograd import aliased, go_back, keep, plain, recording, unroll
-from .ends import by_ends
 from .kernels import KERNELS
 from .loop import Loop, new_tape
 
@@ -29,7 +28,6 @@ __all__ = [
     "KERNELS",
     "Loop",
     "aliased",
-    "by_ends",
     "fused",
     "go_back",
     "has_kernel",
@@ -64,7 +62,7 @@ def layer(directions: Sequence[Direction]) -> Results:
         # An infinity of one, times the zeros between the two, is a NaN in the other.
         if all(t.detach().isfinite().all() for t in (output, *(c for _, *others in finals for c in others))):
             return output, finals
-    return one_by_one(by_ends(unroll))(directions)
+    return one_by_one(unroll)(directions)
 
 
 def has_kernel(stack: Stack) -> bool:

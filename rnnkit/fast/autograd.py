@@ -13,6 +13,7 @@ from ..equations import State
 from ..stack import Direction
 from ..untraced import untraced
 from . import pair
+from .ends import by_ends
 from .kernels import KERNELS
 from .loop import Grads, Loop, new_tape
 
@@ -122,6 +123,7 @@ def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: 
     return [next(found) if need else None for need in needed]
 
 
+@by_ends
 def unroll(direction: Direction) -> tuple[Tensor, State]:
     """Take one direction over all of its steps, as `recurrence.unroll` does, with a graph if any tensor wants one."""
     if not recording() or not any(t is not None and t.requires_grad for t in direction.tensors):

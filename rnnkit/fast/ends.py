@@ -4,6 +4,8 @@ The steps that a row hasn't come last, for which the reverse direction first tur
 There the igates shut the gates (`Kernel.shut`), so that c stays and no gradient arises; h is read where the row ends.
 """
 
+from functools import wraps
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,9 @@ def _lengths(direction: Direction) -> Tensor:
 
 
 def by_ends(unroll: Unroll) -> Unroll:
-    """Return `unroll` for directions with lengths, too. It only has to shut the rows that are through."""
+    """Make an `unroll`, if it shuts the rows that are through, serve directions with lengths, too."""
 
+    @wraps(unroll)
     def by_ends(direction: Direction) -> tuple[Tensor, State]:
         if direction.lengths is None:
             return unroll(direction)

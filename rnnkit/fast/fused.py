@@ -144,6 +144,7 @@ def in_order(direction: Direction) -> list[int]:
     return [*reversed(steps)] if direction.reverse else [*steps]
 
 
+@ends.by_ends
 def unroll(direction: Direction) -> tuple[Tensor, State]:
     """Take one direction over all of its steps, as `recurrence.unroll` does, two launches a step and way."""
     direction = aliased(direction)
