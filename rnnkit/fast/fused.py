@@ -29,8 +29,10 @@ StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
 
 @lru_cache(maxsize=64)
 def compiled(step: Step, gates: tuple[str, ...]) -> tuple[Callable[..., State], StepBack]:
-    """Return an equation's step and its derivative, each compiled. `gates` names those that are as wide as c.
+    """Return an equation's step and its derivative, each compiled.
 
+    gates  the letters of the gates if each is as wide as the state's last tensor, else none
+    returns
     (igates, hgates, state) -> the state after the step
     (igates, hgates, state, dstate, dy) -> the gradients of igates, hgates and state, by those of the state after the
     step and of the output there, which is that state's h
@@ -56,12 +58,11 @@ def compiled(step: Step, gates: tuple[str, ...]) -> tuple[Callable[..., State], 
     return own(forward), own(backward)
 
 
-def kernels(direction: Direction) -> tuple[Callable[..., State], StepBack]:
-    """Return `compiled` of a direction's equation."""
-    equation, width = direction.equation, direction.state[-1].size(1)
-    return compiled(
-        equation.step, equation.gates if len(equation.gates) * width == direction.weights.w_hh.size(0) else ()
-    )
+def compiled_for(direction: Direction) -> tuple[Callable[..., State], StepBack]:
+    """Return what is `compiled` of a direction's equation."""
+    step, gates = direction.equation.step, direction.equation.gates
+    as_wide = len(gates) * direction.state[-1].size(1) == direction.weights.w_hh.size(0)
+    return compiled(step, gates if as_wide else ())
 
 
 class FusedThroughTime(Function):
@@ -69,7 +70,7 @@ class FusedThroughTime(Function):
 
     @staticmethod
     def forward(ctx: Any, direction: Direction, *tensors: Tensor | None) -> Any:
-        step, _ = kernels(direction)
+        step, _ = compiled_for(direction)
         weights, order = direction.weights, in_order(direction)
         carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
         igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
@@ -99,7 +100,7 @@ def by_hand(
 ) -> Grads:
     """Return the gradients of `direction.tensors`, those that are needed, by those of the results."""
     igates, *kept = kept
-    _, step_back = kernels(direction)
+    _, step_back = compiled_for(direction)
     (w_ih, w_hh, _, _, w_hr), order = direction.weights, in_order(direction)
     each = 2 + len(direction.state)
     by_step = dict(zip(order, (kept[k : k + each] for k in range(0, len(kept), each)), strict=True))  # hgates, m, state
