@@ -43,6 +43,7 @@ class Direction(NamedTuple):
     own: tuple[Tensor, ...] = ()  # the equation's own parameters
     training: bool = False  # which an equation that draws random numbers wants to know
     pair: bool = False  # both directions of a layer side by side, with weights that are zero between them
+    joined: tuple[Tensor, ...] = ()  # in a pair, the tensors of both
 
     @property
     def ragged(self) -> bool:

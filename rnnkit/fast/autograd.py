@@ -79,15 +79,24 @@ def aliased(direction: Direction) -> Direction:
 
     An alias stays what forward saw when the caller exchanges a tensor's data, freezes it or thaws it before backward.
     """
-    return direction.given([None if t is None else t.view_as(t) for t in direction.tensors])
+    return direction.given([alias(t) for t in direction.tensors])
+
+
+def alias(tensor: Tensor | None) -> Tensor | None:
+    """Return an alias; of an inference tensor itself, which as an alias would no longer ask for its gradient."""
+    return tensor if tensor is None or tensor.is_inference() else tensor.view_as(tensor)
 
 
 def keep(ctx: Any, direction: Direction, tensors: Sequence[Tensor | None], *others: Tensor) -> None:
-    """Have autograd keep for `go_back` a direction, by its tensors, and others that its way back reads."""
+    """Have autograd keep for `go_back` a direction, by its tensors, and others that its way back reads.
+
+    Of a pair it keeps the joined tensors, too: that who writes on one before backward is refused, as by torch.nn.
+    """
     ctx.set_materialize_grads(False)
-    ctx.direction = direction._replace(input=None, weights=None, own=(), state=(), reset_to=())  # type: ignore[arg-type]
-    ctx.count = len(tensors)
-    ctx.save_for_backward(*tensors, *others)
+    empty = {"input": None, "weights": None, "own": (), "state": (), "reset_to": (), "joined": ()}
+    ctx.direction = direction._replace(**empty)  # type: ignore[arg-type]
+    ctx.ends = len(tensors), len(tensors) + len(others)
+    ctx.save_for_backward(*tensors, *others, *direction.joined)
 
 
 def go_back(ctx: Any, by_hand: ByHand, grads: Sequence[Tensor | None], needed: Sequence[bool]) -> Grads:
@@ -96,10 +105,13 @@ def go_back(ctx: Any, by_hand: ByHand, grads: Sequence[Tensor | None], needed: S
     by_hand  (direction, others, grads, needed) -> what is returned here, with the direction and others that were kept
     """
     saved = ctx.saved_tensors
+    if all(grad is None for grad in grads):  # nothing arrives, as behind a function that stops gradients
+        return [None] * len(needed)
     if checks.autocasting(saved[0]):
         with torch.autocast(saved[0].device.type, enabled=False):
             return go_back(ctx, by_hand, grads, needed)
-    direction, others = ctx.direction.given(saved[: ctx.count]), saved[ctx.count :]
+    of_direction, of_others = ctx.ends
+    direction, others = ctx.direction.given(saved[:of_direction]), saved[of_direction:of_others]
     # Gradients are enabled in here only if these ones are to be differentiated, too.
     if torch.is_grad_enabled() or not plain(grads, direction.input):
         return differentiate(direction, grads, needed, torch.is_grad_enabled())

@@ -32,7 +32,7 @@ def by_ends(unroll: Unroll) -> Unroll:
     def by_ends(direction: Direction) -> tuple[Tensor, State]:
         if direction.lengths is None:
             return unroll(direction)
-        lengths, state = _lengths(direction), direction.state
+        lengths, state = _lengths(direction), direction.state  # in memory of their own: none writes on them
         there = ~through(direction).view(*direction.input.shape[:2], 1)
         step = torch.arange(direction.length, device=lengths.device)[:, None]
         around = torch.where(there.squeeze(2), lengths - 1 - step, step).unsqueeze(2)  # (L, N, 1)
@@ -41,10 +41,13 @@ def by_ends(unroll: Unroll) -> Unroll:
             """Return the steps with those of each row turned around, if this is the reverse direction."""
             return steps.gather(0, around.expand_as(steps)) if direction.reverse else steps
 
-        input = turned(torch.where(there, direction.input, 0))  # a NaN of padding reaches no gradient
-        output, (_, *others) = unroll(direction._replace(input=input, reverse=False))
+        # What a row without steps holds, a NaN for one, reaches no gradient; nor does padding.
+        begins = lengths[:, None] > 0
+        input, state = turned(torch.where(there, direction.input, 0)), tuple(torch.where(begins, s, 0) for s in state)
+        output, (_, *others) = unroll(direction._replace(input=input, state=state, reverse=False, lengths=lengths))
         last = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, -1, output.size(2))
-        h = torch.where(lengths[:, None] > 0, output.gather(0, last).squeeze(0), state[0])
-        return turned(torch.where(there, output, 0)), (h, *others)
+        finals = output.gather(0, last).squeeze(0), *others
+        final = tuple(torch.where(begins, s, first) for s, first in zip(finals, direction.state, strict=True))
+        return turned(torch.where(there, output, 0)), final
 
     return by_ends

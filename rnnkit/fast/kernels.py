@@ -129,7 +129,7 @@ class RNN(Kernel):
         return ()
 
     def shut(self, x: Tensor, through: Tensor) -> None:
-        if self.relu:  # which has no bound
+        if self.relu:  # tanh has a bound
             x.masked_fill_(through, -math.inf)  # h' = 0
 
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
@@ -178,9 +178,10 @@ class LSTM(Kernel):
         return a, a.new_empty(shape), a.new_empty(shape)
 
     def shut(self, x: Tensor, through: Tensor) -> None:
-        i, f, _, _ = x.chunk(4, 1)
+        i, f, _, o = x.chunk(4, 1)
         i.masked_fill_(through, -math.inf)  # c' = 1*c + 0*g
         f.masked_fill_(through, math.inf)
+        o.masked_fill_(through, -math.inf)  # h' = 0
 
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         a, g, c = tape
@@ -253,7 +254,10 @@ class GRU(Kernel):
         return a, a.new_empty(rows, a.size(1) // 3)
 
     def shut(self, x: Tensor, through: Tensor) -> None:
-        pass  # h is bounded, and all there is
+        r, z, n_i = x.chunk(3, 1)
+        r.masked_fill_(through, -math.inf)
+        z.masked_fill_(through, -math.inf)
+        n_i.masked_fill_(through, 0)  # h' = (h - 0)*0 + 0
 
     def prepare(self, x: Tensor, tape: Sequence[Tensor], b_hh: Tensor | None, by: Arithmetic) -> Sequence[Tensor]:
         (a, n), H = tape, x.size(1) // 3

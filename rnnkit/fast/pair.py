@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import recurrence
 from ..equations import State
@@ -22,7 +23,28 @@ def pays(directions: Sequence[Direction]) -> bool:
     first = directions[0]
     few = first.state[0].size(0) * first.weights.w_hh.numel() <= FEW
     by_float32 = first.input.is_cpu and first.input.dtype == torch.float32
-    return len(directions) == 2 and first.batch_sizes is first.lengths is None and few and by_float32
+    if not (len(directions) == 2 and first.batch_sizes is first.lengths is None and few and by_float32):
+        return False
+    # Autograd refuses tensors of inference mode, and is to see that they are such.
+    return not torch.is_grad_enabled() or not any(t.is_inference() for t in _tensors(directions))
+
+
+def _tensors(directions: Sequence[Direction]) -> list[Tensor]:
+    """Return the tensors of both directions, the input once."""
+    forward, reverse = directions
+    return [t for t in (*forward.tensors, *reverse.tensors[1:]) if t is not None]
+
+
+def _joined(directions: Sequence[Direction]) -> tuple[Tensor, ...]:
+    """Return aliases of what backward wants to find as it was, if there is to be one.
+
+    An input whose steps don't lie on end isn't one of them: torch.nn keeps a copy of that, and a caller may write on it.
+    """
+    if not torch.is_grad_enabled():
+        return ()
+    tensors = _tensors(directions)
+    with torch.no_grad():
+        return tuple(t.view_as(t) for t in tensors[0 if tensors[0].is_contiguous() else 1 :])
 
 
 def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
@@ -35,18 +57,22 @@ def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
         blocks(w_ih, gates), blocks(w_hh, gates), *biases, blocks(w_hr, 1) if w_hr[0] is not None else None
     )
     input = torch.cat((forward.input, forward.input.flip(0)), -1)
-    state = tuple(torch.cat(pair, -1) for pair in zip(forward.state, reverse.state, strict=True))
-    output, final = unroll(forward._replace(input=input, state=state, weights=weights, pair=True))
+    state = tuple(torch.cat(both, -1) for both in zip(forward.state, reverse.state, strict=True))
+    pair = forward._replace(input=input, state=state, weights=weights, pair=True, joined=_joined(directions))
+    output, final = unroll(pair)
     ahead, back = output.chunk(2, -1)
     finals = zip(*(s.chunk(2, -1) for s in final), strict=True)
     return torch.cat((ahead, back.flip(0)), -1), [*finals]
 
 
 def blocks(pair: tuple[Any, ...], gates: int) -> Tensor:
-    """Return two weights (G*H, F) as one (G*2*H, 2*F), in each gate's rows one above the other, zero elsewhere."""
+    """Return two weights (G*H, F) as one (G*2*H, 2*F), in each gate's rows one above the other, zero elsewhere.
+
+    They are padded with zeros, as the gradients of what is padded have memory of their own.
+    """
     forward, reverse = (weight.view(gates, -1, weight.size(1)) for weight in pair)
-    zeros = torch.zeros_like(forward)
-    return torch.cat((torch.cat((forward, zeros), 2), torch.cat((zeros, reverse), 2)), 1).flatten(0, 1)
+    F_in = forward.size(2)
+    return torch.cat((pad(forward, (0, F_in)), pad(reverse, (F_in, 0))), 1).flatten(0, 1)
 
 
 def side_by_side(forward: Tensor | None, reverse: Tensor | None, gates: int) -> Tensor | None:

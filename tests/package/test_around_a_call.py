@@ -56,7 +56,7 @@ def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_kerne
                 views = [
                     {name: t._is_view() for name, t in tensors(m(batch(m, steps, form))).items()} for m in (native, kit)
                 ]
-            allowed = ["output"] if graph and way["batch_first"] else []
+            allowed = []
             more = [name for name, view in views[1].items() if view and not views[0][name] and name not in allowed]
             assert not more, (kind, path, way, form, steps, graph)  # torch.nn's LSTM has more: it transposes its output
 
@@ -236,6 +236,94 @@ def test_backward_goes_by_what_forward_saw_whatever_data_are_exchanged_since(kin
             grads.append({"dx": dx} | {name: t.grad for name, t in leaves.items() if t.grad is not None})
         case = f"{kind}, {kit.path}, {steps} steps, checkpoints {checkpoint_every}, again {again}"
         assert_equal_tensors(grads[1], grads[0], 1e-9, case, relative=1e-9)
+
+
+def refused(call):
+    """How a call's exception begins, type first; nothing where it has none."""
+    return " ".join(outcome(call)).strip()[:90]
+
+
+SMALL_AND_LARGE = pytest.mark.parametrize("hidden", [H, 256])  # of small ones both directions run as a pair
+
+
+@SMALL_AND_LARGE
+@pytest.mark.parametrize("written", ["weight", "input", "state"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_writes_on_what_backward_needs_is_refused(kind, bidirectional, written, hidden, native_kernels):
+    for dtype, steps in itertools.product(FLOATS, STEPS):
+        answers = []
+        for module in pair(kind, bidirectional=bidirectional, dtype=dtype, hidden_size=hidden):
+            x, hx = batch(module, steps), arguments(module)[1]
+            hx = tuple(s.detach() for s in hx) if isinstance(hx, tuple) else hx.detach()
+            output, _ = module(x, hx)
+            with torch.no_grad():
+                {"weight": module.weight_hh_l0, "input": x, "state": as_list(hx)[0]}[written].add_(1)
+            answers.append(refused(output.sum().backward))
+        assert answers[0], "torch.nn refuses"
+        assert answers[1] == answers[0], f"{dtype}, {steps} steps"
+
+
+@SMALL_AND_LARGE
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_inference_mode_is_refused_where_gradients_are_asked_for(kind, bidirectional, hidden):
+    """Else it would never learn, and nobody would be told."""
+    for dtype, steps in itertools.product(FLOATS, STEPS):
+        with torch.inference_mode():
+            module = build(rnnkit, kind, bidirectional=bidirectional, dtype=dtype, hidden_size=hidden)
+        x = batch(module, steps)
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+            module(x)
+        with torch.no_grad():
+            module(x)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_contiguous(kind, bidirectional, native_kernels):
+    """A program may lay them on end by `view`."""
+    for dtype, steps, batch_first in itertools.product(FLOATS, STEPS, (False, True)):
+        module = build(rnnkit, kind, bidirectional=bidirectional, dtype=dtype, batch_first=batch_first)
+        output, _ = module(batch(module, steps))
+        grads = torch.autograd.grad(output.sum(), list(module.parameters()))
+        assert [tuple(g.shape) for g in grads if not g.is_contiguous()] == [], f"{dtype}, {steps} steps"
+
+
+class Stops(torch.autograd.Function):
+    """The same numbers, whose gradient goes no further."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_no_gradient_arrives_none_is_passed_on(kind, create_graph, native_kernels):
+    for bidirectional, dtype, steps in itertools.product((False, True), FLOATS, STEPS):
+        shown = []
+        for module in pair(kind, bidirectional=bidirectional, dtype=dtype):
+            output, _ = module(batch(module, steps))
+            Stops.apply(output).sum().backward(create_graph=create_graph)
+            shown.append([name for name, p in module.named_parameters() if p.grad is not None])
+        assert shown[1] == shown[0] == []
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_may_be_detached_in_place(kind, batch_first, native_kernels):
+    for dtype, steps in itertools.product(FLOATS, STEPS):
+        answers = []
+        for module in pair(kind, batch_first=batch_first, dtype=dtype):
+            output, _ = module(batch(module, steps))
+            assert output.requires_grad
+            answers.append(refused(output.detach_))
+        assert answers[1] in ("", answers[0]), f"{dtype}, {steps} steps"
 
 
 def test_flat_weights_that_were_assigned_do_not_outlive_a_move():

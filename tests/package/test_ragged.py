@@ -166,6 +166,37 @@ def test_what_padding_holds_reaches_nothing(kind, monkeypatch):
 
 
 @kinds
+def test_lengths_may_be_written_on_after_a_call(kind, monkeypatch):
+    _, kit, input, hx = case(kind, torch.float64, **DEEP)
+
+    def gradients(written):
+        lengths = LENGTHS.clone()
+        output, _ = kit(input, hx, lengths=lengths)
+        if written:
+            lengths.fill_(1)
+        grads = torch.autograd.grad(output.square().sum(), [input, *kit.parameters()], create_graph=True)
+        return [*grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), [input, *kit.parameters()])]
+
+    for way in ways(monkeypatch):
+        assert_close(gradients(written=True), gradients(written=False), way)
+
+
+@kinds
+@pytest.mark.parametrize("harm", [float("nan"), float("inf")])
+def test_a_row_without_steps_spoils_no_other(kind, harm, monkeypatch):
+    _, kit, input, hx = case(kind, torch.float64, **DEEP)
+    with torch.no_grad():
+        for state in as_list(hx):
+            state[:, 1] = harm
+    for way in ways(monkeypatch):
+        found = observe(kit, lambda: kit(input, hx, lengths=[3, 0, 2])[0], input)
+        assert all(t.isfinite().all() for t in found.values()), way
+        _, states = kit(input, hx, lengths=[3, 0, 2])
+        for state, given in zip(as_list(states), as_list(hx), strict=True):
+            torch.testing.assert_close(state[:, 1], given[:, 1], equal_nan=True, rtol=0, atol=0)
+
+
+@kinds
 def test_lengths_that_nobody_reads_end_with_the_input(kind, monkeypatch):
     """On a GPU an index beyond it would leave the device unusable."""
     _, kit, input, hx = case(kind, torch.float64, **DEEP)
