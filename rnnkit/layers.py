@@ -257,8 +257,8 @@ class RNNBase(nn.Module):
         """Return the states after the last step as the caller gives them: in his order, without N if unbatched."""
         hx = self._given(h_n)
         if not form.batched:
-            return self._each(hx, lambda state: state.squeeze(1))
-        return hx if form.packed is None else self.permute_hidden(hx, form.unsorted_indices)
+            hx = self._each(hx, lambda state: state.squeeze(1))
+        return self.permute_hidden(hx, form.unsorted_indices)
 
     def _fused_by_autocast(self, form: Form, rows: Tensor) -> bool:
         """Say whether torch.nn hands this call to oneDNN's LSTM: autocast runs that wholly in its dtype, states too."""
@@ -426,12 +426,19 @@ class RNNBase(nn.Module):
             checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
         else:
             self.check_input(input, batch_sizes)
+        sizes = self._expected_sizes(input, batch_sizes, N)
         if hidden is None:
             return
-        sizes = self._state_sizes(N)
         for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
-            name = "hidden size" if len(sizes) == 1 else f"hidden[{k}] size"
-            self.check_hidden_size(state, size, f"Expected {name} {{}}, got {{}}")
+            message = () if len(sizes) == 1 else (f"Expected hidden[{k}] size {{}}, got {{}}",)
+            self.check_hidden_size(state, size, *message)
+
+    def _expected_sizes(self, input: Tensor, batch_sizes: Tensor | None, N: int) -> list[Any]:
+        """Return the sizes of the state, which a subclass may have its own methods for."""
+        sizes: list[Any] = self._state_sizes(N)
+        if type(self).get_expected_hidden_size is not RNNBase.get_expected_hidden_size:
+            sizes[0] = self.get_expected_hidden_size(input, batch_sizes)
+        return sizes
 
     def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The size of h_0, (D*num_layers, N, H_out)."""
@@ -621,6 +628,12 @@ class LSTM(RNNBase):
 
     _kind = "LSTM"
     equation = EQUATIONS["LSTM"]
+
+    def _expected_sizes(self, input: Tensor, batch_sizes: Tensor | None, N: int) -> list[Any]:
+        sizes = super()._expected_sizes(input, batch_sizes, N)
+        if type(self).get_expected_cell_size is not LSTM.get_expected_cell_size:
+            sizes[1] = self.get_expected_cell_size(input, batch_sizes)
+        return sizes
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """Return the size of c_0, (D*num_layers, N, H_cell)."""

@@ -141,6 +141,42 @@ def test_a_subclass_may_check_a_call_by_torch_nns_signature(kind, given):
     assert seen[0] == seen[2]
 
 
+@pytest.mark.parametrize("form", ["padded", "unbatched", "packed"])
+@pytest.mark.parametrize("given", [False, True], ids=["no hx", "hx"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_subclass_overrides_is_asked_as_by_torch_nn(kind, given, form):
+    seen = []
+    for library in (nn, rnnkit):
+        calls = []
+
+        def noted(name, base, calls=calls):
+            def method(self, *args):
+                calls.append((name, len(args)))
+                return getattr(base, name)(self, *args)
+
+            return method
+
+        base = type(build(library, kind))
+        names = ["get_expected_hidden_size", "check_hidden_size", "permute_hidden"]
+        names += ["get_expected_cell_size"] * ("LSTM" in kind)
+        module = type(base.__name__, (base,), {name: noted(name, base) for name in names})(H_IN, H, **KINDS[kind][1])
+        hx = arguments(module.double(), form)[1] if given else None
+        module(batch(module, 4, form), hx)
+        seen.append({call for call in calls if given or call[0] != "check_hidden_size"})  # of zeros rnnkit asks no size
+    if form == "packed" and "LSTM" in kind:  # which torch.nn has its kernel check
+        seen = [{call for call in calls if call[0] == "permute_hidden"} for calls in seen]
+    assert seen[1] == seen[0]
+
+
+def test_a_subclass_may_expect_other_sizes():
+    class Wide(rnnkit.GRU):
+        def get_expected_hidden_size(self, input, batch_sizes):
+            return (1, 2, 5)
+
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(1, 2, 5\), got \[1, 3, 4\]"):
+        Wide(H_IN, 4)(torch.zeros(2, 3, H_IN), torch.zeros(1, 3, 4))
+
+
 HARM = {
     "NaN": lambda y: (y - y.detach()).norm(dim=-1).sqrt().sum(),  # the root's slope at zero is infinite
     "infinite": lambda y: (y * torch.inf).sum(),
