@@ -1,6 +1,7 @@
 """RNNCell, LSTMCell, GRUCell: one step of an equation, with weights of its own."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -178,7 +179,7 @@ class LSTMCell(RNNCellBase):
     _class = "LSTMCell"
     if TYPE_CHECKING:
 
-        def __call__(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(self, input: Tensor, hx: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]: ...
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None

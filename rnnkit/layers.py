@@ -15,7 +15,6 @@ from .sequence import Form
 from .stack import Results, Stack, Weights
 from .untraced import untraced
 
-Pair: TypeAlias = tuple[Tensor, Tensor]
 Lengths: TypeAlias = Tensor | Sequence[int] | int
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -609,15 +608,15 @@ class LSTM(RNNBase):
         def __call__(
             self,
             input: Tensor,
-            hx: Pair | None = None,
+            hx: Sequence[Tensor] | None = None,
             *,
             lengths: Lengths | None = None,
             resets: Tensor | None = None,
-            reset_to: Pair | None = None,
+            reset_to: Sequence[Tensor] | None = None,
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
         @overload
         def __call__(
-            self, input: PackedSequence, hx: Pair | None = None
+            self, input: PackedSequence, hx: Sequence[Tensor] | None = None
         ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
         def __call__(self, input: Any, hx: Any = None, **ragged: Any) -> Any: ...
 
