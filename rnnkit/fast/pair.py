@@ -38,7 +38,7 @@ def _tensors(directions: Sequence[Direction]) -> list[Tensor]:
 def _joined(directions: Sequence[Direction]) -> tuple[Tensor, ...]:
     """Return aliases of what backward wants to find as it was, if there is to be one.
 
-    An input whose steps don't lie on end isn't one of them: torch.nn keeps a copy of that, and a caller may write on it.
+    An input whose steps don't lie on end isn't one of them: torch.nn keeps a copy of it, so a caller may write on it.
     """
     if not torch.is_grad_enabled():
         return ()

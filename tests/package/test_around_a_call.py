@@ -338,6 +338,7 @@ class Stops(torch.autograd.Function):
         return None
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.* with create_graph")
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_no_gradient_arrives_none_is_passed_on(kind, create_graph, native_kernels):
