@@ -425,9 +425,9 @@ class RNNBase(nn.Module):
             checks.check_input(input, weight, self.input_size, rank=3 if batch_sizes is None else 2)
         else:
             self.check_input(input, batch_sizes)
-        sizes = self._expected_sizes(input, batch_sizes, N)
         if hidden is None:
             return
+        sizes = self._expected_sizes(input, batch_sizes, N)
         for k, (state, size) in enumerate(zip(self._tuple(hidden), sizes, strict=False)):
             message = () if len(sizes) == 1 else (f"Expected hidden[{k}] size {{}}, got {{}}",)
             self.check_hidden_size(state, size, *message)

@@ -167,8 +167,9 @@ class Loop:
         for span in reversed(spans):
             of_rows, of_output, *of_tape = self._of(span, self.rows, output, *tape)
             *of_tape, m = of_tape if self.projected else (*of_tape, of_output)
-            dh = torch.empty_like(of_output)  # its rows are written on: the gradients of the output are the caller's
-            dh = dh.zero_() if dy is None else dh.copy_(span.of(dy, time.total))
+            # Its rows are written on, and the gradients of the output are the caller's.
+            rows = None if dy is None else span.of(dy, time.total)
+            dh = torch.zeros_like(of_output) if rows is None else rows.clone(memory_format=torch.contiguous_format)
             with torch.inference_mode():
                 before = tuple(time.before(span, *states) for states in zip(self.state, after, strict=True))
                 da, views = kernel.derivatives(of_tape, m, before, space[: span.rows])

@@ -23,16 +23,9 @@ def pays(directions: Sequence[Direction]) -> bool:
     first = directions[0]
     few = first.state[0].size(0) * first.weights.w_hh.numel() <= FEW
     by_float32 = first.input.is_cpu and first.input.dtype == torch.float32
-    if not (len(directions) == 2 and first.batch_sizes is first.lengths is None and few and by_float32):
-        return False
-    # Autograd refuses tensors of inference mode, and is to see that they are such.
-    return not torch.is_grad_enabled() or not any(t.is_inference() for t in _tensors(directions))
-
-
-def _tensors(directions: Sequence[Direction]) -> list[Tensor]:
-    """Return the tensors of both directions, the input once."""
-    forward, reverse = directions
-    return [t for t in (*forward.tensors, *reverse.tensors[1:]) if t is not None]
+    # A layer of inference mode is to be refused by autograd, which has to see its weights for that.
+    seen = not (torch.is_grad_enabled() and first.weights.w_hh.is_inference())
+    return len(directions) == 2 and first.batch_sizes is first.lengths is None and few and by_float32 and seen
 
 
 def _joined(directions: Sequence[Direction]) -> tuple[Tensor, ...]:
@@ -42,9 +35,10 @@ def _joined(directions: Sequence[Direction]) -> tuple[Tensor, ...]:
     """
     if not torch.is_grad_enabled():
         return ()
-    tensors = _tensors(directions)
+    forward, reverse = directions
+    tensors = [*forward.tensors[not forward.input.is_contiguous() :], *reverse.tensors[1:]]
     with torch.no_grad():
-        return tuple(t.view_as(t) for t in tensors[0 if tensors[0].is_contiguous() else 1 :])
+        return tuple([t.view_as(t) for t in tensors if t is not None])
 
 
 def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
