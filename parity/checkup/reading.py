@@ -15,7 +15,7 @@ from .patient import Patient
 from .probes import BASE, Probe, example_of, one_step, values
 from .search import Finding, errors_of_orders, search, tolerance
 from .subjects import IgnoredError, IncomparableError
-from .weights import Layout
+from .weights import Layout, normalising
 
 
 def read(patient: Patient, probe: Probe) -> None:
@@ -98,11 +98,13 @@ def ask_extras(patient: Patient, probe: Probe) -> None:
     if not given and not absent:
         return
     patient.extras_matter = True
+    if any("normalisation of the cell" in name for name in patient.diagnosis.names):
+        return  # they are its weight and bias
     evidence = f"moving {', '.join(names)} changes {', '.join(sorted(given | absent))}"
     patient.add(named_extras(patient, probe, names, bool(given), evidence))
 
 
-def answers(patient: Patient, probe: Probe, change: Callable[[Draw], Draw] = same) -> set[str]:
+def answers(patient: Patient, probe: Probe, change: Callable[[Draw], Draw] = same, allowed: float = 0.0) -> set[str]:
     """Name the results that answer when the parameters are moved that torch.nn has not."""
     case, drawn = patient.draw(probe, 0)
     reader = patient.subject.reader
@@ -114,7 +116,7 @@ def answers(patient: Patient, probe: Probe, change: Callable[[Draw], Draw] = sam
         results.append(values(patient.run(case, change(drawn))))
     reader.choose(drawn.arguments, layout)
     first, second = results
-    return {name for name in first if not torch.equal(first[name], second.get(name, torch.ones(0)))}
+    return {n for n in first if n not in second or not torch.allclose(first[n], second[n], rtol=0, atol=allowed)}
 
 
 def named_extras(patient: Patient, probe: Probe, names: tuple[str, ...], with_hx: bool, evidence: str) -> Finding:
@@ -127,14 +129,47 @@ def named_extras(patient: Patient, probe: Probe, names: tuple[str, ...], with_hx
     if not with_hx:
         what = f"the initial state is a parameter of its own{place}: {listed}"
         return Finding(what, "", "begin with zeros where no hx is given", evidence)
-    if patient.subject.kind == "LSTM" and all(reader.size(drawn, name) in reader.peepholes for name in names):
-        still = (
-            answers(patient, probe, lambda d: one_step(replace(d, hx=(d.hx[0], 0 * d.hx[1])))) if drawn.hx else set()
-        )
-        if probe.options.get("layers", 1) > 1 or not any(name.startswith("c") for name in still):
-            return Finding(f"peephole connections{place}: the gates see the cell through {listed}", "", fix, evidence)
-    kind = "layer normalisation" if normalises(names, drawn) else "it has parameters that torch.nn has not"
-    return Finding(f"{kind}{place}: {listed}", "", fix, evidence)
+    if normalises(names) or set(names) & set(normalising(reader.construct(drawn.arguments))):
+        return Finding(f"layer normalisation{place}: {listed}", "", fix, evidence)
+    sizes = [reader.size(drawn, name) for name in names]
+    if patient.subject.kind == "LSTM" and set(sizes) <= set(reader.peepholes) and gates_see_the_cell(patient, probe):
+        return Finding(f"peephole connections{place}: the gates see the cell through {listed}", "", fix, evidence)
+    return Finding(f"it has parameters that torch.nn has not{place}: {listed}", "", fix, evidence)
+
+
+def gates_see_the_cell(patient: Patient, probe: Probe) -> bool:
+    """Say whether the parameters that an LSTM has beside torch.nn's are peepholes.
+
+    Those act on gates alone: nothing answers where all gates are open, whatever is added. And they act by way of the
+    cell: where c_0 is zero, c of one step doesn't answer; where it is tiny and nothing new comes in, what answers is
+    smaller by another such factor.
+    """
+    H = patient.draw(probe, 0)[1].arguments["hidden_size"]
+    permuted = patient.base.order.permutation(H)
+    i, f, g, o = (torch.arange(4 * H) if permuted is None else permuted).chunk(4)
+
+    def opened(drawn: Draw) -> Draw:
+        rows = torch.cat([i, f, o])
+        biases = {name: w.index_fill(0, rows, 100.0) for name, w in drawn.weights.items() if name.startswith("bias_ih")}
+        return replace(drawn, weights=drawn.weights | biases)
+
+    def begun(drawn: Draw, scale: float) -> Draw:
+        one = drawn if patient.subject.is_cell else one_step(drawn)
+        return replace(one, hx=(one.hx[0], scale * one.hx[1]))
+
+    def faint(drawn: Draw) -> Draw:
+        weights = {name: w if "_hr" in name else w.index_fill(0, g, 0.0) for name, w in drawn.weights.items()}
+        return replace(begun(drawn, 1e-6), weights=weights)
+
+    _, drawn = patient.draw(probe, 0)
+    if any(name.startswith("bias_ih") for name in drawn.weights) and answers(patient, probe, opened):
+        return False
+    if not drawn.hx:
+        return True
+    still = answers(patient, probe, lambda drawn: begun(drawn, 0.0))
+    if probe.options.get("layers", 1) == 1 and any(name.startswith("c") for name in still):
+        return False
+    return not answers(patient, probe, faint, 1e-10)
 
 
 def answers_as_read(patient: Patient, probe: Probe, layout: Layout) -> bool:
@@ -176,6 +211,6 @@ def exchanged(weights: dict[str, Tensor], gates: str) -> dict[str, Tensor]:
     return moved
 
 
-def normalises(names: tuple[str, ...], drawn: Draw) -> bool:
+def normalises(names: tuple[str, ...]) -> bool:
     """Say whether parameters of these names are those of a normalisation."""
     return any(word in name.lower() for name in names for word in ("norm", "ln", "gamma", "beta"))

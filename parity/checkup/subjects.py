@@ -353,7 +353,7 @@ class Reader:
         by_place = [p.name for p in own if p.kind is not p.KEYWORD_ONLY]
         return [*(by_place or [""]), *(p.name for p in own if p.kind is p.KEYWORD_ONLY)]
 
-    peepholes = (7, 14, 21)  # what the size of a peephole's parameter may be
+    peepholes = (7, 14, 21, 49, 98, 147)  # what the size of a peephole's parameter may be: vectors, or matrices
 
     def construct(self, arguments: dict[str, Any]) -> nn.Module:
         """Pass what deviates from torch.nn's defaults or its own, and what is required: a class need not have all."""

@@ -188,6 +188,7 @@ def states(change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
     return {"result": lambda results, example: {n: change(t) if n in names else t for n, t in results.items()}}
 
 
+LEAVE_OUT = "leave it out: torch.nn has no such thing"
 ALLOCATE = "allocate with the dtype of the input: x.new_zeros(...), torch.zeros(..., dtype=x.dtype)"
 H_N, C_N = ("h_n", "h_1"), ("c_n", "c_1")
 
@@ -217,6 +218,8 @@ class Sole(torch.autograd.Function):
 
 
 relu = real(torch.relu)
+layer_norm = real(lambda x: F.layer_norm(x, x.shape[-1:]))
+rms_norm = real(lambda x: F.rms_norm(x, x.shape[-1:]))
 
 
 def in_any_step() -> Iterator[Mutant]:
@@ -306,6 +309,11 @@ def in_a_step_of_an_lstm() -> Iterator[Mutant]:
         ("the forget gate is missing", {"cell": lambda i, f, g, c: c + i * g}, "", "the LSTM of 1997"),
         ("the candidate is blended, c = f * c + (1 - f) * g", {"cell": lambda i, f, g, c: f * c + (1 - f) * g},
          "", "JANET, minimal gated units"),
+        *((f"{kind} normalisation of the cell before its tanh",
+           {"emit": emitting(lambda c, norm=norm: torch.tanh(norm(c)))}, LEAVE_OUT)  # type: ignore[misc]
+          for kind, norm in (("layer", layer_norm), ("RMS", rms_norm))),
+        *((f"{kind} normalisation of the cell", {"cell": lambda i, f, g, c, norm=norm: norm(f * c + i * g)}, LEAVE_OUT)
+          for kind, norm in (("layer", layer_norm), ("RMS", rms_norm))),
         ("c_0 is ignored", {"start": zeroed(1)}, "begin with the c that hx holds"),
         ("h_0 and c_0 are ignored", {"start": zeroed(0, 1)}, "begin with the state that hx holds"),
         ("c_0 is taken to be h_0", {"start": first_states(lambda h, c: (h, h if h.shape == c.shape else c))},
@@ -645,7 +653,6 @@ def constant(k: float) -> Callable[..., Tensor]:
     return lambda seen, true, example: torch.tensor(k)
 
 
-LEAVE_OUT = "leave it out: torch.nn has no such thing"
 FAMILIES = (
     Family("a constant {k} is added to c", "Ll", lambda k: of_c(lambda c: c + k), apart("c"), LEAVE_OUT),
     Family("a constant {k} is added to h", EVERYWHERE, lambda k: of_h(lambda h: h + k), apart("h"), LEAVE_OUT),

@@ -1,0 +1,142 @@
+"""The reason that is given is the right one, and it comes first: the numbers before the shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from parity.checkup.diagnose import Doctor
+from parity.checkup.subjects import adapt
+
+
+class CellLSTM(nn.LSTMCell):
+    """Right; a derived class changes the equations."""
+
+    def forward(self, x, hx):
+        h, c = hx
+        i, f, g, o = (x @ self.weight_ih.t() + self.bias_ih + h @ self.weight_hh.t() + self.bias_hh).chunk(4, 1)
+        return self.step(i, f, g, o, c)
+
+    def step(self, i, f, g, o, c):
+        c = self.cell(i.sigmoid(), f.sigmoid(), g.tanh(), c)
+        return self.emit(o.sigmoid(), c), c
+
+    def cell(self, i, f, g, c):
+        return f * c + i * g
+
+    def emit(self, o, c):
+        return o * torch.tanh(c)
+
+
+def reasons(cls, as_=None):
+    """Return what diagnosis names; nothing may be left without a name."""
+    diagnosis = Doctor(adapt(cls, as_)).diagnose()
+    assert not diagnosis.unread, diagnosis.unread
+    assert not diagnosis.others, str(diagnosis)
+    return diagnosis.names
+
+
+# The cell is normalised -----------------------------------------------------------------------------------------------
+
+
+def before_tanh(normalisation):
+    """Make a class whose h is o * tanh(normalisation(c))."""
+
+    class NormedLSTMCell(CellLSTM):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.ln = normalisation(hidden_size)
+
+        def emit(self, o, c):
+            return o * torch.tanh(self.ln(c))
+
+    return NormedLSTMCell
+
+
+class CarriedNormLSTMCell(before_tanh(nn.LayerNorm)):
+    def cell(self, i, f, g, c):
+        return self.ln(f * c + i * g)
+
+    def emit(self, o, c):
+        return o * torch.tanh(c)
+
+
+class PlainNormLSTMCell(CellLSTM):
+    def emit(self, o, c):
+        return o * torch.tanh(F.layer_norm(c, c.shape[-1:]))
+
+
+LAYER = "layer normalisation of the cell before its tanh"
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (before_tanh(nn.LayerNorm), LAYER),
+        (before_tanh(lambda units: nn.LayerNorm(units, elementwise_affine=False)), LAYER),
+        (before_tanh(lambda units: nn.GroupNorm(1, units)), LAYER),
+        (before_tanh(nn.RMSNorm), "RMS normalisation of the cell before its tanh"),
+        (PlainNormLSTMCell, LAYER),
+        (CarriedNormLSTMCell, "layer normalisation of the cell"),
+    ],
+    ids=["layer", "no affine", "group", "rms", "function", "carried"],
+)
+def test_a_normalised_cell_is_no_peephole(cls, name):
+    assert reasons(cls) == [name]
+
+
+def learned(change, value):
+    """Make a class whose h is o * tanh(change(c, parameter)); with the parameter at `value` it is torch.nn's."""
+
+    class LearnedLSTMCell(CellLSTM):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.own = nn.Parameter(torch.full((hidden_size,), value))
+
+        def emit(self, o, c):
+            return o * torch.tanh(change(c, self.own))
+
+    return LearnedLSTMCell
+
+
+@pytest.mark.parametrize("cls", [learned(torch.mul, 1.0), learned(torch.add, 0.0)], ids=["scale", "bias"])
+def test_a_learned_scale_or_bias_of_the_cell_is_no_peephole(cls):
+    assert reasons(cls) == ["it has parameters that torch.nn has not: own"]
+
+
+class ForgetBiasLSTMCell(learned(torch.add, 1.0)):
+    def step(self, i, f, g, o, c):
+        c = (f + self.own).sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * torch.tanh(c), c
+
+
+def test_a_learned_bias_of_the_forget_gate_is_no_peephole():
+    assert reasons(ForgetBiasLSTMCell) == ["it has parameters that torch.nn has not: own"]
+
+
+def peepholes(full, gates):
+    """Make a class whose gates see the cell, each through a vector or through a matrix."""
+
+    class PeepholeLSTMCell(CellLSTM):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            shape = (hidden_size, hidden_size) if full else (hidden_size,)
+            for gate in gates:
+                self.register_parameter(f"w_c{gate}", nn.Parameter(0.3 * torch.randn(shape)))
+
+        def seen(self, gate, c):
+            own = getattr(self, f"w_c{gate}", None)
+            return 0 if own is None else c @ own.t() if full else c * own
+
+        def step(self, i, f, g, o, c):
+            new = (f + self.seen("f", c)).sigmoid() * c + (i + self.seen("i", c)).sigmoid() * g.tanh()
+            return (o + self.seen("o", new)).sigmoid() * new.tanh(), new
+
+    return PeepholeLSTMCell
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+@pytest.mark.parametrize("gates", ["ifo", "if", "o"])
+def test_a_peephole_is_one(full, gates):
+    names = ", ".join(f"w_c{gate}" for gate in gates)
+    assert reasons(peepholes(full, gates)) == [f"peephole connections: the gates see the cell through {names}"]
