@@ -140,3 +140,39 @@ def peepholes(full, gates):
 def test_a_peephole_is_one(full, gates):
     names = ", ".join(f"w_c{gate}" for gate in gates)
     assert reasons(peepholes(full, gates)) == [f"peephole connections: the gates see the cell through {names}"]
+
+
+# The equation of the cell ---------------------------------------------------------------------------------------------
+
+
+def equation(cell=CellLSTM.cell, emit=CellLSTM.emit):
+    return type("OtherLSTMCell", (CellLSTM,), {"cell": cell, "emit": emit})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (
+            equation(lambda self, i, f, g, c: f * (c + i * g)),
+            "the forget gate multiplies the new candidate as well, c = f * (c + i * g)",
+        ),
+        (
+            equation(lambda self, i, f, g, c: i * (f * c + g)),
+            "the input gate multiplies the old cell as well, c = i * (f * c + g)",
+        ),
+        (
+            equation(lambda self, i, f, g, c: c + f * i * g),
+            "the forget gate multiplies the candidate in place of the old cell, c = c + f * i * g",
+        ),
+        (equation(lambda self, i, f, g, c: torch.tanh(f * c + i * g)), "tanh on the new c, before it is carried on"),
+        (
+            equation(emit=lambda self, o, c: torch.tanh(o * c)),
+            "the output gate stands inside the tanh, h = tanh(o * c)",
+        ),
+        (equation(lambda self, i, f, g, c: c + i * g), "the forget gate is missing"),
+        (equation(lambda self, i, f, g, c: c + g), "input gate and forget gate are missing, c = c + g"),
+    ],
+    ids=["f of all", "i of all", "f of g", "tanh of c", "o inside", "no f", "no i, no f"],
+)
+def test_an_equation_of_the_cell_is_named(cls, name):
+    assert reasons(cls) == [name]
