@@ -18,9 +18,9 @@ from ..grid.cases import Case
 from .calling import begin, calm, settle
 from .diagnosis import Diagnosis
 from .gradients import gradients
-from .naming import look, takes_unbatched
+from .naming import look, refused, takes_unbatched
 from .patient import Patient
-from .probes import BASE, CELL_PROBES, PROBES, Probe
+from .probes import BASE, CELL_PROBES, PROBES, Probe, values
 from .reading import ask_extras, read
 from .subjects import IncomparableError
 from .traces import facts
@@ -58,10 +58,24 @@ class Doctor(Patient):
             diagnosis.variant = self.base
         elif not diagnosis.unread:
             diagnosis.not_run["what comes after one layer"] = "that differs already, and no name was found for it"
+            self.ask_offers()
         if self.extras_matter and self.subject.reader is not None:
             self.subject.reader.show_extras()
         diagnosis.subject = self.subject
         return diagnosis
+
+    def ask_offers(self) -> None:
+        """Find out what it refuses, where nothing but that is asked of the probes: the grid has cases of the rest."""
+        for probe in CELL_PROBES if self.subject.is_cell else PROBES:
+            case, drawn = self.draw(probe, 0)
+            self.progress(probe.name)
+            if probe.name == "projection" and self.subject.kind != "LSTM":
+                continue
+            seen = self.run(case, drawn)
+            if not values(seen):
+                refused(self, probe, case, drawn, seen.error)
+            elif probe.name == "unbatched":
+                takes_unbatched(self)
 
     def diagnose_readings(self, case: Case) -> None:
         """Find out how to call the subject, and how to read its parameters in this case."""

@@ -22,6 +22,14 @@ class Unexplained:
     also: tuple[str, ...] = ()  # what fits as well: then the numbers cannot tell
     note: str = ""
 
+    @property
+    def short(self) -> str:
+        """Say where it differs, for a headline."""
+        what, place = (
+            ("gradients", self.probe[11:]) if self.probe.startswith("gradients, ") else ("numbers", self.probe)
+        )
+        return f"its {what} differ in {place}" + ", and no known variant fits" * (not self.also)
+
     def __str__(self) -> str:
         if self.also:
             others = " and also ".join(self.also[:3])
@@ -53,6 +61,18 @@ class Diagnosis:
     @property
     def names(self) -> list[str]:
         return [finding.what for finding in self.findings]
+
+    @property
+    def ordered(self) -> list[Finding]:
+        """List what has a name: wrong numbers first, then what is of another shape."""
+        return sorted(self.findings, key=lambda finding: finding.interface)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Say in a few words why it is not torch.nn's, wrong numbers first, whether they have a name or not."""
+        numbers = [finding.what for finding in self.findings if not finding.interface]
+        unnamed = [] if numbers else [one.short for one in self.unexplained[:1]]
+        return [*numbers, *unnamed, *(finding.what for finding in self.findings if finding.interface)]
 
     @property
     def left_out(self) -> dict[str, str]:

@@ -85,11 +85,11 @@ class Checkup:
         torchs = f"torch.nn.{self.class_name}"
         if self.outcome == "unread":
             return f"{self.headline}: {self.diagnosis.unread or f'it differs, and {DOUBT}: {GIVE_A_MAP}'}"
-        names = self.diagnosis.names
         if self.outcome == "different":
+            why = "; ".join(self.diagnosis.reasons)
             if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
-                return f"The numbers of {self.subject} are {torchs}'s, the interface differs: {'; '.join(names)}"
-            return f"{self.subject} is not {torchs}" + (f": {'; '.join(names)}" if names else "")
+                return f"The numbers of {self.subject} are {torchs}'s, the interface differs: {why}"
+            return f"{self.subject} is not {torchs}" + f": {why}" * bool(why)
         worst = max(
             (row.verdict for row in self.rows if row.verdict is not Verdict.NOT_OFFERED), default=Verdict.ROUNDING
         )
@@ -124,10 +124,10 @@ class Checkup:
     def __str__(self) -> str:
         """Say verdict and diagnosis first, then the table: for a terminal and for an assertion's message."""
         parts = [self.verdict + ".", ""]
-        for number, finding in enumerate(self.diagnosis.findings, 1):
-            parts += [f"{number}. {finding}".replace("\n", "\n   "), ""]
-        for other in self.diagnosis.others:
-            parts += [f"? {other}", ""]
+        named = [f"{number}. {finding}" for number, finding in enumerate(self.diagnosis.ordered, 1)]
+        numbers = sum(not finding.interface for finding in self.diagnosis.findings)
+        for text in (*named[:numbers], *(f"? {other}" for other in self.diagnosis.others), *named[numbers:]):
+            parts += [text.replace("\n", "\n   "), ""]
         if self.rows:
             parts += [self.summary, table(self), ""]
         elif self.outcome != "unread":

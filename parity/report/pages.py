@@ -40,7 +40,7 @@ def as_json(checkup: Checkup) -> str:
         "seed": checkup.seed,
         "seconds": round(checkup.seconds, 2),
         "environment": checkup.environment,
-        "findings": [vars(finding) for finding in diagnosis.findings],
+        "findings": [vars(finding) for finding in diagnosis.ordered],
         "unexplained": [vars(one) for one in diagnosis.unexplained],
         "errors": diagnosis.errors,
         "unclear": diagnosis.unclear,
@@ -94,7 +94,7 @@ def as_markdown(checkup: Checkup) -> str:
     """Write a comment for a pull request."""
     mark = {"unread": "not compared"}.get(checkup.outcome, checkup.outcome)
     lines = [f"### parity: `{checkup.subject}` ({mark})", "", f"{checkup.verdict}.", ""]
-    for finding in checkup.diagnosis.findings:
+    for finding in checkup.diagnosis.ordered:
         where = f" (the convention of {finding.where})" if finding.where else ""
         lines += [f"- **{finding.what}**{where}  ", f"  To do: {finding.fix}  ", f"  <sub>{finding.evidence}</sub>"]
     lines += [f"- {other}" for other in checkup.diagnosis.others]
@@ -124,7 +124,7 @@ def as_html(checkup: Checkup) -> str:
     body = [f"<h1>{e(checkup.headline)}</h1>", f"<p>{badge} {e(checkup.summary)}</p>"]
     if checkup.diagnosis.unread:
         body.append(f'<div class="finding">{e(checkup.diagnosis.unread)}</div>')
-    for finding in checkup.diagnosis.findings:
+    for finding in checkup.diagnosis.ordered:
         where = f"<br>The convention of: {e(finding.where)}" if finding.where else ""
         body.append(
             f'<div class="finding"><b>{e(finding.what)}</b>{where}<br>To do: {e(finding.fix)}'

@@ -72,8 +72,9 @@ def test_what_a_subject_lacks_is_not_offered_and_not_passed():
 
 def test_not_run_is_another_thing_than_not_offered():
     diagnosis = diagnose(adapt(unknown.SquareGRU))
-    assert diagnosis.not_offered == {}
+    assert diagnosis.not_offered["two layers"] == "no argument num_layers"
     assert list(diagnosis.not_run) == ["what comes after one layer"]
+    assert not {"hx", "large states"} & set(diagnosis.left_out), "these it does offer"
 
 
 def test_a_weight_map_may_be_given():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from parity.checkup.diagnose import Doctor
+from parity.checkup.examine import check
 from parity.checkup.subjects import adapt
 
 
@@ -176,3 +177,53 @@ def equation(cell=CellLSTM.cell, emit=CellLSTM.emit):
 )
 def test_an_equation_of_the_cell_is_named(cls, name):
     assert reasons(cls) == [name]
+
+
+class LayerOfStep(nn.Module):
+    """States have no dimension of layers, as in tutorials."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.x2h, self.h2h = nn.Linear(input_size, 4 * hidden_size), nn.Linear(hidden_size, 4 * hidden_size)
+
+    def forward(self, x, state=None):
+        h, c = (x.new_zeros(x.size(1), self.hidden_size),) * 2 if state is None else state
+        output = []
+        for row in x:
+            h, c = self.step(*(self.x2h(row) + self.h2h(h)).chunk(4, 1), c)
+            output.append(h)
+        return torch.stack(output), (h, c)
+
+
+class ForgetAllLSTM(LayerOfStep):
+    def step(self, i, f, g, o, c):
+        c = f.sigmoid() * (c + i.sigmoid() * g.tanh())
+        return o.sigmoid() * c.tanh(), c
+
+
+class CosineLSTM(LayerOfStep):
+    def step(self, i, f, g, o, c):
+        c = f.sigmoid() * c + i.sigmoid() * torch.cos(g)
+        return o.sigmoid() * c.tanh(), c
+
+
+def test_wrong_numbers_come_before_another_shape():
+    result = check(ForgetAllLSTM, raises=False)
+    assert result.verdict == (
+        "ForgetAllLSTM is not torch.nn.LSTM: the forget gate multiplies the new candidate as well, "
+        "c = f * (c + i * g); states have no dimension of layers"
+    )
+    assert str(result).index("1. the forget gate") < str(result).index("2. states have no")
+    assert any(not row.verdict.passes for row in result.rows)
+
+
+def test_wrong_numbers_without_a_name_come_before_another_shape():
+    result = check(CosineLSTM, raises=False)
+    assert result.verdict == (
+        "CosineLSTM is not torch.nn.LSTM: its numbers differ in one layer, and no known variant fits; "
+        "states have no dimension of layers"
+    )
+    assert str(result).index("? one layer: differs") < str(result).index("1. states have no")
+    assert any(not row.verdict.passes for row in result.rows), "it is run in the cases that it offers"
+    assert "two layers" in result.diagnosis.not_offered
