@@ -170,6 +170,11 @@ def one_short(filled: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor,
     return direction
 
 
+def backwards(run: Any, *given: Any) -> Any:
+    """Run from the last step to the first, whatever the direction."""
+    return run(*given[:-1], True)
+
+
 def residual(run: Any, x: Tensor, *rest: Any) -> tuple[Tensor, State]:
     """Add a layer's input to its output, where they are of one size."""
     output, state = run(x, *rest)
@@ -250,6 +255,11 @@ def in_any_step() -> Iterator[Mutant]:
           for filled in (same, torch.zeros_like)),
         ("output is the state before the step", {"shown": lambda after, before: before[0]},
          "append h after the step, not before it"),
+        ("it runs over time from the end", {"direction": backwards},
+         "iterate over the steps from the first to the last", "Keras go_backwards, ONNX direction=reverse"),
+        ("it runs over time from the end, and its output is left in that order",
+         {"direction": backwards, "flipped_back": False}, "iterate over the steps from the first to the last",
+         "Keras go_backwards"),
         *((f"{name} on the output alone, not on the state", of_output(function), "return the output as it is")
           for name, function in (("relu", relu), ("tanh", torch.tanh))),
         ("input is always taken as (N, L, H_in)", {"batch_first": "always"},

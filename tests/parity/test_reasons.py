@@ -227,3 +227,40 @@ def test_wrong_numbers_without_a_name_come_before_another_shape():
     assert str(result).index("? one layer: differs") < str(result).index("1. states have no")
     assert any(not row.verdict.passes for row in result.rows), "it is run in the cases that it offers"
     assert "two layers" in result.diagnosis.not_offered
+
+
+# Directions -----------------------------------------------------------------------------------------------------------
+
+
+class BackwardsGRU(nn.Module):
+    """Keras' go_backwards, the output turned back."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.rnn = nn.GRU(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        output, h_n = self.rnn(x.flip(0), hx)
+        return output.flip(0), h_n
+
+
+class LeftBackwardsLSTM(nn.Module):
+    """Keras' go_backwards, the output left in the order in which it was computed."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.rnn = nn.LSTM(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        return self.rnn(x.flip(0), hx)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (BackwardsGRU, "it runs over time from the end"),
+        (LeftBackwardsLSTM, "it runs over time from the end, and its output is left in that order"),
+    ],
+)
+def test_what_runs_from_the_end_is_told_so(cls, name):
+    assert reasons(cls) == [name]
