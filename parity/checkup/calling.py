@@ -76,7 +76,32 @@ def calm(patient: Patient) -> None:
 
 
 def settle(patient: Patient) -> None:
-    """Find out in which shapes the subject takes its arguments, and whether it takes a state at all."""
+    """Find out how the subject is called: in one direction or, where that is nowhere to be seen, always in two."""
+    reader = patient.subject.reader
+    if called_as_known(patient) or reader is None or patient.subject.is_cell:
+        return
+    if reader.both or "bidirectional" in reader.options:
+        return
+    before = dict(patient.always)
+    take_both(patient)
+    if not called_as_known(patient):
+        reader.both, patient.always = False, before
+        reader.readings.clear()
+        del patient.diagnosis.not_offered["one direction"]
+
+
+def take_both(patient: Patient) -> None:
+    """Take it to have two directions, whatever is asked."""
+    reader = patient.subject.reader
+    assert reader is not None
+    reader.both, reader.heads = True, ()
+    reader.readings.clear()
+    patient.always["bidirectional"] = True
+    patient.diagnosis.not_offered["one direction"] = "it always has two"
+
+
+def called_as_known(patient: Patient) -> bool:
+    """Find out in which shapes it takes its arguments, and whether it takes a state at all. False if in none known."""
     subject = patient.subject
 
     def fits(conventions: tuple[Convention, ...]) -> bool:
@@ -97,8 +122,9 @@ def settle(patient: Patient) -> None:
         chosen = next((conventions for conventions in _some(known, 3) if fits(conventions)), None)
         if chosen is not None:
             settled(patient, chosen, hx, last, subject)
-            return
+            return True
     patient.subject, patient.output_alone, patient.given, patient.base = subject, False, (), plain(subject.kind)
+    return False
 
 
 def leave_heads_out(patient: Patient, subject: Subject) -> bool:

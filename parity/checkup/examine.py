@@ -42,6 +42,7 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("two layers", lambda case: case.layers > 1),
     ("three layers", lambda case: case.layers > 2),
     ("two directions", lambda case: case.bidirectional),
+    ("one direction", lambda case: not case.bidirectional),
     ("unbatched", lambda case: case.form == "unbatched"),
     ("batch_first, no hx", lambda case: case.batch_first),
     ("packed", lambda case: case.is_packed),

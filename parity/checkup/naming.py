@@ -51,7 +51,7 @@ def look(patient: Patient, probe: Probe) -> bool:
             patient.prove(problems[0][1])
             return True
         reconsider(patient, examples, seen)
-    found = search(examples[0], seen[0], ("dtype",) if narrower else probe.levels, patient.base, again)
+    found = search(examples[0], seen[0], ("dtype",) if narrower else patient.levels(probe), patient.base, again)
     if narrower:
         patient.exact = False
     if found.best is None and narrower:

@@ -18,7 +18,7 @@ from ..mutants.module import Planted, implementation
 from ..mutants.mutant import Mutant, defined
 from ..mutants.variants import Variant, plain
 from .diagnosis import Diagnosis
-from .probes import ALL, EXACT, Probe, after_input, example_of, one_step, values
+from .probes import ALL, BASE, EXACT, Probe, after_input, example_of, one_step, values
 from .search import Finding
 from .subjects import Subject
 from .weights import Layout
@@ -63,6 +63,10 @@ class Patient:
         """Return torch.nn's definition, of one bias where a GRU has one."""
         usual = plain(self.subject.kind)
         return replace(usual, deviations=(*self.given, *((ONE_BIAS,) if layout.merged else ())))
+
+    def levels(self, probe: Probe) -> tuple[str, ...]:
+        """Return what a probe can tell apart: directions too, where there always are two."""
+        return (*probe.levels, "stack") if probe is BASE and self.always.get("bidirectional") else probe.levels
 
     def draw(self, probe: Probe, number: int) -> tuple[Case, Draw]:
         """Return the probe's case and numbers; another `number` draws others."""

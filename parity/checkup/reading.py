@@ -79,7 +79,7 @@ def nearly(
         patient.progress(f"{probe.name}: is it a known variant, by reading {number + 1}?")
         base = patient.base_of(layout) if probe is BASE else patient.base
         again = list(zip(examples[1:], seen[1:], strict=True))
-        found = search(examples[0], seen[0], probe.levels, base, again, most=1, seconds=1.0)
+        found = search(examples[0], seen[0], patient.levels(probe), base, again, most=1, seconds=1.0)
         if found.best is not None:
             return layout, found.best.order
     return None

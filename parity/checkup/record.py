@@ -82,7 +82,7 @@ class Checkup:
     @property
     def verdict(self) -> str:
         """Say in one sentence whether the subject is torch.nn's."""
-        torchs = f"torch.nn.{self.class_name}"
+        torchs = self.diagnosis.subject.torchs
         if self.outcome == "unread":
             return f"{self.headline}: {self.diagnosis.unread or f'it differs, and {DOUBT}: {GIVE_A_MAP}'}"
         if self.outcome == "different":
@@ -104,7 +104,7 @@ class Checkup:
         if self.outcome != "unread":
             return self.verdict
         place = "" if self.diagnosis.unread else f" in {' and '.join(self.diagnosis.unclear)}"
-        return f"{self.subject} could not be compared with torch.nn.{self.class_name}{place}"
+        return f"{self.subject} could not be compared with {self.diagnosis.subject.torchs}{place}"
 
     @property
     def summary(self) -> str:

@@ -98,6 +98,12 @@ class Subject:
         return SimpleNamespace(**{self.class_name: self.make})
 
     @property
+    def torchs(self) -> str:
+        """Return what it is compared with."""
+        both = self.reader is not None and self.reader.both
+        return f"torch.nn.{self.class_name}" + "(bidirectional=True)" * both
+
+    @property
     def notes(self) -> list[str]:
         """Say how its parameters are read, for the report."""
         return [] if self.reader is None else list(self.reader.lines())
@@ -238,6 +244,7 @@ class Reader:
         self.style: tuple[Any, ...] = ()  # of the reading that was found right
         self.chosen: dict[tuple[Any, ...], Layout] = {}  # what was found right, by configuration
         self.biased = True  # False where it has no biases, whatever is asked
+        self.both = False  # True where it has two directions, whatever is asked
         self.said: list[str] = []
         self.heads: tuple[str, ...] = ()  # Linears on the output, which are left out
 
@@ -247,6 +254,8 @@ class Reader:
         dtype, device = arguments.pop("dtype", None) or torch.float32, arguments.pop("device", None)
         if not self.biased and arguments.get("bias", True):
             raise NotOfferedError("it has no biases")
+        if self.both and not arguments.get("bidirectional"):
+            raise NotOfferedError("it always has two directions")
         reference = reference_of(self.class_name, arguments)
         module = self.construct(arguments).to(device, dtype)
         own, shapes = shapes_of(module), shapes_of(reference)
@@ -361,6 +370,8 @@ class Reader:
         arguments = dict(arguments)
         if not self.biased:
             arguments.pop("bias", None)
+        if self.both:
+            arguments.pop("bidirectional", None)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
         unsaid = DEFAULTS | _defaults(self.target, self.init)
         asked = {option: DEFAULTS[option] for option in options} | arguments
@@ -450,7 +461,7 @@ class Reader:
         """Write a weight map for this class, to be filled in."""
 
         def shapes(options: dict[str, Any]) -> tuple[Shapes, Shapes]:
-            arguments = {**CLEAR, **options}
+            arguments = {**CLEAR, **options, **({"bidirectional": True} if self.both else {})}
             return shapes_of(self.construct(arguments)), shapes_of(reference_of(self.class_name, arguments))
 
         return maps.template(getattr(self.target, "__name__", "the module"), self.class_name, shapes)

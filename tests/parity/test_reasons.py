@@ -232,6 +232,59 @@ def test_wrong_numbers_without_a_name_come_before_another_shape():
 # Directions -----------------------------------------------------------------------------------------------------------
 
 
+class BothGRU(nn.Module):
+    """Right; always in two directions."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.fwd, self.bwd = nn.GRUCell(input_size, hidden_size), nn.GRUCell(input_size, hidden_size)
+
+    def turned(self, output):
+        return output[::-1]
+
+    def forward(self, x):
+        h = k = x.new_zeros(x.size(1), self.fwd.hidden_size)
+        there, back = [], []
+        for row, late in zip(x, x.flip(0), strict=True):
+            h, k = self.fwd(row, h), self.bwd(late, k)
+            there.append(h)
+            back.append(k)
+        return torch.cat([torch.stack(there), torch.stack(self.turned(back))], -1), torch.stack([h, k])
+
+
+class UnturnedGRU(BothGRU):
+    def turned(self, output):
+        return output
+
+
+class WrappedLSTM(nn.Module):
+    """Right; always in two directions, by torch.nn itself."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.rnn = nn.LSTM(input_size, hidden_size, bidirectional=True)
+
+    def forward(self, x, hx=None):
+        return self.rnn(x, hx)
+
+
+def test_what_always_has_two_directions_is_compared_with_two_directions():
+    result = check(BothGRU, raises=False)
+    assert result.verdict == "BothGRU is torch.nn.GRU(bidirectional=True) in what it offers, within rounding"
+    assert result.exit_code == 0
+    assert result.diagnosis.not_offered["one direction"] == "it always has two"
+    assert {row.case.bidirectional for row in result.rows} == {True}
+
+
+def test_what_wraps_torchs_two_directions_is_right():
+    assert reasons(WrappedLSTM) == []
+
+
+def test_what_always_has_two_directions_may_be_wrong_in_one():
+    result = check(UnturnedGRU, raises=False)
+    assert result.verdict == "UnturnedGRU is not torch.nn.GRU(bidirectional=True): reverse output is not flipped back"
+
+
 class BackwardsGRU(nn.Module):
     """Keras' go_backwards, the output turned back."""
 
