@@ -64,7 +64,8 @@ class Form(NamedTuple):
         if self.packed is not None:
             return PackedSequence(rows, *self.packed[1:])
         output = rows
-        if self.batch_first:  # in place: a view would refuse who writes on it, or detaches it in place
-            tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-            output = rows.transpose(0, 1) if tracing else rows.transpose_(0, 1)
+        if self.batch_first:  # in place without a gradient: a view of such a tensor refuses who writes on it with one
+            # A trace is checked by one without gradients, which has to be the same.
+            view = rows.requires_grad or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            output = rows.transpose(0, 1) if view else rows.transpose_(0, 1)
         return output if self.batched else output.squeeze(self.batch_dim)
