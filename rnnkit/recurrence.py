@@ -118,6 +118,7 @@ def masked_step(direction: Direction, state: State, igates: Tensor, masks: Masks
     if direction.reset_to:
         pairs = zip(direction.reset_to, state, strict=True)
         state = tuple(torch.where(masks.anew, other, s) for other, s in pairs)
+    # What a row holds that hasn't the step, a NaN for one, reaches no gradient of the weights.
     after = stepper(direction)(igates, tuple(torch.where(masks.there, s, 0) for s in state))
     stays = tuple(torch.where(masks.there, new, s) for new, s in zip(after, state, strict=True))
     return stays, torch.where(masks.there, after[0], 0)

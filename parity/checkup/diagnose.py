@@ -14,6 +14,8 @@ probe is taken for granted on the next, so that a mistake in a gate is not repor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..grid.cases import Case
 from .calling import begin, calm, settle
 from .diagnosis import Diagnosis
@@ -45,13 +47,11 @@ class Doctor(Patient):
         self.progress(BASE.name)
         if look(self, BASE):
             ask_extras(self, BASE)
-            for probe in CELL_PROBES if self.subject.is_cell else PROBES:
-                if probe.name != "projection" or self.subject.kind == "LSTM":
-                    self.progress(probe.name)
-                    read(self, probe)
-                    if probe.name != "unbatched" or takes_unbatched(self):
-                        look(self, probe)
-                        ask_extras(self, probe)
+            for probe in self.following():
+                read(self, probe)
+                if probe.name != "unbatched" or takes_unbatched(self):
+                    look(self, probe)
+                    ask_extras(self, probe)
             self.progress("gradients, memory")
             facts(self)
             gradients(self)
@@ -64,13 +64,17 @@ class Doctor(Patient):
         diagnosis.subject = self.subject
         return diagnosis
 
+    def following(self) -> Iterator[Probe]:
+        """Yield what is asked after the base case, and tell that it is its turn."""
+        for probe in CELL_PROBES if self.subject.is_cell else PROBES:
+            if probe.name != "projection" or self.subject.kind == "LSTM":
+                self.progress(probe.name)
+                yield probe
+
     def ask_offers(self) -> None:
         """Find out what it refuses, where nothing but that is asked of the probes: the grid has cases of the rest."""
-        for probe in CELL_PROBES if self.subject.is_cell else PROBES:
+        for probe in self.following():
             case, drawn = self.draw(probe, 0)
-            self.progress(probe.name)
-            if probe.name == "projection" and self.subject.kind != "LSTM":
-                continue
             seen = self.run(case, drawn)
             if not values(seen):
                 refused(self, probe, case, drawn, seen.error)

@@ -25,9 +25,8 @@ class Unexplained:
     @property
     def short(self) -> str:
         """Say where it differs, for a headline."""
-        what, place = (
-            ("gradients", self.probe[11:]) if self.probe.startswith("gradients, ") else ("numbers", self.probe)
-        )
+        place = self.probe.removeprefix("gradients, ")
+        what = "numbers" if place == self.probe else "gradients"
         return f"its {what} differ in {place}" + ", and no known variant fits" * (not self.also)
 
     def __str__(self) -> str:

@@ -32,18 +32,21 @@ def by_ends(unroll: Unroll) -> Unroll:
     def by_ends(direction: Direction) -> tuple[Tensor, State]:
         if direction.lengths is None:
             return unroll(direction)
-        lengths, state = _lengths(direction), direction.state  # in memory of their own: none writes on them
+        lengths = _lengths(direction)  # in memory of their own: nobody writes on them before backward
         there = ~through(direction).view(*direction.input.shape[:2], 1)
-        step = torch.arange(direction.length, device=lengths.device)[:, None]
-        around = torch.where(there.squeeze(2), lengths - 1 - step, step).unsqueeze(2)  # (L, N, 1)
 
         def turned(steps: Tensor) -> Tensor:
             """Return the steps with those of each row turned around, if this is the reverse direction."""
-            return steps.gather(0, around.expand_as(steps)) if direction.reverse else steps
+            if not direction.reverse:
+                return steps
+            step = torch.arange(direction.length, device=lengths.device)[:, None]
+            around = torch.where(there.squeeze(2), lengths - 1 - step, step).unsqueeze(2)  # (L, N, 1)
+            return steps.gather(0, around.expand_as(steps))
 
         # What a row without steps holds, a NaN for one, reaches no gradient; nor does padding.
         begins = lengths[:, None] > 0
-        input, state = turned(torch.where(there, direction.input, 0)), tuple(torch.where(begins, s, 0) for s in state)
+        input = turned(torch.where(there, direction.input, 0))
+        state = tuple(torch.where(begins, s, 0) for s in direction.state)
         output, (_, *others) = unroll(direction._replace(input=input, state=state, reverse=False, lengths=lengths))
         last = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, -1, output.size(2))
         finals = output.gather(0, last).squeeze(0), *others

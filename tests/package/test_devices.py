@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import rnnkit
-from rnnkit import paths, stack
-from rnnkit.fast import cublas, fused, loop
+from rnnkit import graphs, paths, stack
+from rnnkit.fast import cublas, loop
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -77,6 +77,14 @@ def on_cuda(kind, **options):
     return module, x.detach().requires_grad_(), tree_map_only(torch.Tensor, lambda t: t.detach().requires_grad_(), hx)
 
 
+def twins(kind, path):
+    """A module that takes `path`, another of the same weights that takes its own, and arguments."""
+    (module, x, hx), (eager, *_) = on_cuda(kind), on_cuda(kind)
+    eager.load_state_dict(module.state_dict())
+    module.path = path
+    return module, eager, x, hx
+
+
 def assert_same_run(found, expected, x, hx, module, tolerance=1e-5):
     """Two calls of the same arguments give the same results and gradients."""
     shown = []
@@ -92,10 +100,7 @@ def assert_same_run(found, expected, x, hx, module, tolerance=1e-5):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_is_captured_by_a_cuda_graph_forward_and_back(kind, path):
     """No host synchronisation, nothing asked of the data: else capture fails."""
-    module, x, hx = on_cuda(kind)
-    eager, _, _ = on_cuda(kind)
-    eager.load_state_dict(module.state_dict())
-    module.path = path
+    module, eager, x, hx = twins(kind, path)
     replay = torch.cuda.make_graphed_callables(module, (x, hx))
     x, hx = tree_map_only(torch.Tensor, lambda t: torch.randn_like(t).requires_grad_(), (x, hx))
     shown = []
@@ -111,24 +116,13 @@ def test_a_layer_is_captured_by_a_cuda_graph_forward_and_back(kind, path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_end_are_captured_by_a_cuda_graph(kind, path):
     """Nobody asks the device where: other lengths are replayed by the same graph."""
-    module, x, hx = on_cuda(kind)
-    eager, _, _ = on_cuda(kind)
-    eager.load_state_dict(module.state_dict())
-    module.path = path
-    lengths = torch.full((N,), 7, device="cuda")
-    results = rows_that_end(module, x, hx, lengths)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        rows_that_end(module, x, hx, lengths)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = rows_that_end(module, x, hx, lengths)
+    module, eager, x, hx = twins(kind, path)
+    lengths, found = torch.full((N,), 7, device="cuda"), {}
+    replay = graphs.capture(lambda: found.update(results=rows_that_end(module, x, hx, lengths)))
     lengths.copy_(torch.tensor([3, 0, 7]))
-    graph.replay()
+    replay()
     expected = rows_that_end(eager, x, hx, [3, 0, 7])
-    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["results"], expected, rtol=1e-5, atol=1e-5)
 
 
 def rows_that_end(module, x, hx, lengths):
@@ -326,13 +320,11 @@ def devices_of(values):
 @pytest.mark.parametrize("path", ["readable", "fast", "fused"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, path, dtype, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    fused.compiled.cache_clear()
+@pytest.mark.usefixtures("compiled_by_none")
+def test_a_layer_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, path, dtype):
     record = record_nowhere(kind, form, dtype, **DEEP)
     with NOWHERE, torch.no_grad():
         results = stack.run(record, paths.LAYERS[path])
-    fused.compiled.cache_clear()
     assert devices_of(results) == {"cuda"}
 
 
@@ -340,13 +332,11 @@ def test_a_layer_on_a_gpu_mixes_no_devices_and_reads_no_values(kind, form, path,
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 @pytest.mark.parametrize("path", ["fast", "fused"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_end_on_a_gpu_mix_no_devices_and_are_not_read(kind, path, dtype, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    fused.compiled.cache_clear()
+@pytest.mark.usefixtures("compiled_by_none")
+def test_rows_that_end_on_a_gpu_mix_no_devices_and_are_not_read(kind, path, dtype):
     record = record_nowhere(kind, "padded", dtype, **DEEP)
     with NOWHERE, torch.no_grad():
         results = stack.run(record._replace(lengths=nowhere(torch.tensor([2, 0, 3]))), paths.LAYERS[path])
-    fused.compiled.cache_clear()
     assert devices_of(results) == {"cuda"}
 
 
