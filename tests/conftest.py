@@ -20,6 +20,17 @@ for _device in (torch.cuda, torch.xpu, torch.mtia):
         _device.traceback = SimpleNamespace(format_stack=list)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run what is marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked slow (compilers, processes, whole grids: seconds each), unless --slow asks for it."""
+    if not config.getoption("--slow"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
 @pytest.fixture
 def native_kernels(monkeypatch):
     """Without oneDNN torch.nn runs ATen's own loops, which the readable path equals bit for bit."""

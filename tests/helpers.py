@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -33,6 +34,11 @@ N = len(LENGTHS)
 def product(**axes: Any) -> list[dict[str, Any]]:
     """Every combination, as keyword arguments."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def slow(values: Iterable[Any]) -> list[Any]:
+    """Mark these values of a test's parameter, or tuples of several, as slow."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
 
 
 def named(options: dict[str, Any]) -> str:

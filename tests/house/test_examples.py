@@ -64,6 +64,7 @@ def test_examples_use_the_public_face_only(name: str) -> None:
     assert named <= set(rnnkit.__all__)
 
 
+@pytest.mark.slow
 def test_swapping_the_module_leaves_the_loss_as_it_was(tmp_path: Path) -> None:
     text = run("swap_in.py", "--steps", "8", cwd=tmp_path)
     curves = np.array([[float(x) for x in row] for row in re.findall(r"^ +\d+ +(\S+) +(\S+) +(\S+) +█", text, re.M)])
@@ -85,6 +86,7 @@ def test_the_airline_series_is_the_published_one() -> None:
     assert series.sum() == 40363
 
 
+@pytest.mark.slow
 def test_the_gru_forecasts_better_than_the_year_before(tmp_path: Path, without_matplotlib: Path) -> None:
     text = run("forecast.py", "--steps", "10", cwd=tmp_path, path=(without_matplotlib,))
     rows = re.findall(r"^(19\d\d)-\d\d +(.*)$", text, re.M)
@@ -113,6 +115,7 @@ def test_a_forecast_sees_nothing_of_the_years_it_is_about() -> None:
     assert not module.forecast(past * past, steps=2).equal(before)
 
 
+@pytest.mark.slow
 def test_gates_open_and_close_when_they_should(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text = run("watch_the_gates.py", "--picture", "seen.png", cwd=tmp_path)
@@ -201,6 +204,7 @@ def test_the_mistakes_of_other_libraries_would_be_seen(mistake: str, run: str, o
     assert off(light(old, new), run) > 1e-3, mistake
 
 
+@pytest.mark.slow
 def test_an_agent_learns_to_remember_by_the_same_losses_either_way(tmp_path: Path) -> None:
     text = run("remember_the_light.py", "--updates", "60", cwd=tmp_path)
     rows = [line.split() for line in text.splitlines()[1:11]]

@@ -233,6 +233,7 @@ def test_fork(kind, cell):
     assert (output, grads) == here(kit)
 
 
+@pytest.mark.slow
 def test_spawn(path):
     """One new interpreter for all the kinds: the modules go there by pickle, their weights in shared memory."""
     modules = nn.ModuleList([both(kind, cell)[1] for kind, cell in ALL]).share_memory()

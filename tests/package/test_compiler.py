@@ -370,6 +370,7 @@ def test_frozen_weights_get_no_gradient_and_cost_none(monkeypatch):
     assert module.weight_hh_l0.grad is None
 
 
+@pytest.mark.slow
 @kinds
 def test_transforms_inside_a_graph_are_those_outside(kind):
     module = build(rnnkit, kind, num_layers=2 if kind == "tanh" else 1)
@@ -472,6 +473,7 @@ def test_the_operators_are_what_torch_asks_of_operators(kind, packed, path, ever
 # torch.export -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize(("form", "hx"), [("unbatched", False), ("padded", True)])
 def test_an_exported_program_is_the_module_at_every_length(kind, form, hx):
@@ -486,6 +488,7 @@ def test_an_exported_program_is_the_module_at_every_length(kind, form, hx):
             assert_same(flat(program.module()(x, states)), flat(module(x, states)))
 
 
+@pytest.mark.slow
 @kinds
 def test_an_exported_graph_is_of_aten_and_scan_and_does_not_grow(kind):
     sizes = []
@@ -541,6 +544,7 @@ def test_what_is_used_of_torchs_own_is_there():
     assert autograd.TELLING
 
 
+@pytest.mark.slow
 def test_without_them_modules_and_graphs_work(monkeypatch):
     monkeypatch.setattr(compiler, "transforming", lambda: True)
     module = build(rnnkit, "GRU")

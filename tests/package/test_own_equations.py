@@ -386,6 +386,7 @@ def test_wrappers_of_wrappers_are_wrappers(cell):
     assert all(parameter.grad is not None for parameter in rnn.parameters())
 
 
+@pytest.mark.slow
 @wrapped
 def test_what_draws_random_numbers_compiles_with_gradients_of_its_own_masks(cell):
     """A backward that drew anew would be that of other masks. A number that is kept has no gradient for the input."""

@@ -22,6 +22,7 @@ from helpers import (
     pair,
     product,
     randn,
+    slow,
     weighed,
 )
 from torch import nn
@@ -48,6 +49,7 @@ RAGGED = {"lengths": LENGTHS, "resets": RESETS}
 kinds = pytest.mark.parametrize("kind", KINDS)
 few = pytest.mark.parametrize("kind", ["LSTM-proj", "GRU"])  # where a test takes long
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+mostly_in_float64 = pytest.mark.parametrize("dtype", [torch.float64, *slow([torch.float32])])
 
 
 def alone(module, input, hx, lengths, resets, reset_to):
@@ -88,7 +90,7 @@ def case(kind, dtype, hx=True, **options):
 
 
 @kinds
-@dtypes
+@mostly_in_float64
 def test_lengths_are_packing(kind, dtype, monkeypatch):
     eps = torch.finfo(dtype).eps
     for options in GRID:
@@ -249,7 +251,7 @@ def test_checkpoints_change_no_value(every, monkeypatch):
 
 
 @kinds
-@dtypes
+@mostly_in_float64
 def test_resets_are_every_segment_alone(kind, dtype, monkeypatch):
     """With lengths in one half of the cases and reset_to in another, so that each meets every value of each axis."""
     for options in GRID:
@@ -379,6 +381,7 @@ def fresh():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "path"), [("LSTM-proj", "readable"), ("GRU", "always fast")])
 def test_compiled_is_eager(kind, path, fresh, monkeypatch):
     monkeypatch.setattr(rnnkit.RNNBase, "path", path)
@@ -416,6 +419,7 @@ def test_autocast_in_a_graph_has_the_dtypes_that_it_says(kind, fresh):
         torch.testing.assert_close(ours.float(), theirs.float(), atol=0.02, rtol=0.02)
 
 
+@pytest.mark.slow
 @few
 def test_an_exported_program_takes_any_length_and_batch(kind, fresh):
     module = build(rnnkit, kind, bidirectional=True).requires_grad_(False)
@@ -428,6 +432,7 @@ def test_an_exported_program_takes_any_length_and_batch(kind, fresh):
         assert_close(program(input, **given), module(input, **given))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*axis name")
 def test_onnx_takes_any_length_and_batch(tmp_path, fresh):
     pytest.importorskip("onnxscript")

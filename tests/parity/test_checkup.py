@@ -77,6 +77,7 @@ def test_torch_is_itself_bit_for_bit():
     assert result.verdict == "GRUCell is torch.nn.GRUCell, bit for bit"
 
 
+@pytest.mark.slow
 def test_another_default_is_the_only_thing_said_of_a_module_that_is_right_otherwise():
     class BatchFirst(nn.GRU):
         def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=True, **options):
@@ -102,6 +103,7 @@ def test_a_function_is_asked_for_the_one_nonlinearity_it_has():
     assert "relu" in result.diagnosis.not_offered
 
 
+@pytest.mark.slow
 def test_one_layer_draws_no_mask_so_none_excuses_it():
     class Loud(nn.GRU):
         def forward(self, input, hx=None):
@@ -170,6 +172,7 @@ def test_the_direction_and_layer_are_located(direction_major):
     assert direction_major.location.step is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cls",
     [
@@ -196,6 +199,7 @@ def test_the_script_runs_with_torch_alone_and_shows_the_difference(cls):
     assert max(abs(float(a) - float(b)) for a, b in zip(theirs, ours, strict=True)) > 1e-6
 
 
+@pytest.mark.slow
 def test_numbers_that_overflow_have_a_script_too():
     result = check(strangers.OverflowingLSTM, raises=False)
     assert result.smallest.case.special == "huge"
@@ -266,6 +270,7 @@ class LSTM(torch.nn.LSTM):
 """
 
 
+@pytest.mark.slow
 def test_a_replay_is_run_in_a_process_of_its_own(tmp_path, capsys):
     subject, file = tmp_path / "bad.py", tmp_path / "smallest.json"
     subject.write_text(FORWARD.format("return super().forward(-x, hx)"))
@@ -463,6 +468,7 @@ def test_arrays_from_a_file(tmp_path):
     assert main(["check", str(file)]) == 0
 
 
+@pytest.mark.slow
 def test_other_masks_are_not_a_mistake_and_are_said():
     """Dropout one row at a time draws other masks from the same generator."""
 
@@ -498,6 +504,7 @@ def test_a_batch_is_limited_together_with_its_lengths():
 # In tests of one's own, and from one run to the next
 
 
+@pytest.mark.slow
 def test_an_unknown_gradient_is_told_by_its_lag():
     class FadingLSTM(gradients.LoopLSTM):
         """Half of what flows back through h is lost at each step."""

@@ -50,6 +50,7 @@ def test_a_difference_exits_with_1_and_tells_where_and_how_to_see_it_again(broke
     assert "c_n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(broken_subject, tmp_path):
     cells = "RNNCell or LSTMCell or GRUCell"  # many, which take little time each
     expression = f"{cells} or (float64 and layers1 and bias and unbatched and (LSTM or GRU))"
@@ -107,6 +108,7 @@ def test_json_tells_every_verdict(tmp_path, broken_subject):
     assert c_n["error"] > 100 * c_n["allowed"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", ["GRUCell and float64", "contract"])
 def test_the_harness_needs_no_numpy(expression):
     code = "import sys; sys.modules['numpy'] = None; from parity.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -140,6 +142,7 @@ def settled_subject(tmp_path, monkeypatch):
     sys.modules.pop("settled_subject", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_setting_reaches_every_process(settled_subject, jobs, capsys):
     """Of fewer than 400 cases there is one process, whatever is asked for."""

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import slow
 from subjects import correct, gradients, grus, lstms, memory, stacks, unknown
 from torch import nn
 
@@ -49,13 +50,13 @@ def test_none_that_is_right_is_accused(cls):
     assert "one layer" in diagnosis.passed
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *slow([2, 3])])
 def test_the_name_does_not_depend_on_the_numbers(seed):
     assert diagnose(adapt(lstms.TensorFlow), seed).names == ["gates in the order i g f o", "forget gate + 1"]
     assert diagnose(adapt(grus.HaikuGRU), seed).names == list(grus.EXPECTED[8][1:])
 
 
-@pytest.mark.parametrize("cls", unknown.UNKNOWN)
+@pytest.mark.parametrize("cls", [*unknown.UNKNOWN[:2], *slow(unknown.UNKNOWN[2:])])
 def test_what_is_not_in_the_catalogue_is_caught_and_not_named(cls):
     diagnosis = diagnose(adapt(cls))
     assert diagnosis.names == []
@@ -124,6 +125,7 @@ def test_the_plain_definition_is_torch(kind):
     assert distance(plain(kind).run(problem), seen).item() < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_every_variant_of_a_cell_is_found_among_all(kind):
     """Each order with each deviation is planted in turn; the search must come back with it, or with its equal."""

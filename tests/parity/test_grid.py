@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers import slow
 
 from parity.contract.answers import contract
 from parity.grid import verdict
@@ -29,20 +30,22 @@ def different(cases, subject):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS + CELLS)
-def test_rnnkit_is_torch_nn_wherever_three_axes_meet(kind, dtype):
-    """Of a layer any values of three axes occur together, of a cell of all, of a special circumstance any two. The full
-    product, some seven times as many cases, `python -m parity` runs."""
+@pytest.mark.parametrize("axes", [2, *slow([3])])
+def test_rnnkit_is_torch_nn_wherever_so_many_axes_meet(axes, kind, dtype):
+    """Of a layer any values of so many axes occur together, of a cell of all, of a special circumstance any two. The
+    full product, some seven times as many cases as with three, `python -m parity` runs."""
     cases = [case for case in GRID if (case.kind, case.dtype) == (kind, dtype)]
     plain, special = ([case for case in cases if bool(case.special) == of] for of in (False, True))
-    some = plain if kind in CELLS else quick(plain, strength=3)
+    some = plain if kind in CELLS else quick(plain, strength=axes)
     assert different([*some, *quick(special)], FAST) == []
     met, all_that_meet = (
-        {three for case in chosen for three in itertools.combinations([(a, getattr(case, a)) for a in AXES], 3)}
+        {met for case in chosen for met in itertools.combinations([(a, getattr(case, a)) for a in AXES], axes)}
         for chosen in (some, plain)
     )
     assert met == all_that_meet
 
 
+@pytest.mark.slow
 def test_torch_nn_is_torch_nn_bit_for_bit():
     assert {judge(case, torch.nn).verdict for case in QUICK} == {Verdict.BITWISE}
     assert {answer.verdict for answer in contract(torch.nn)} == {Verdict.EQUAL}
@@ -91,6 +94,7 @@ def test_no_two_weights_are_equal(kind):
     assert drawn.unique().numel() == drawn.numel()
 
 
+@pytest.mark.slow
 def test_every_gradient_of_torch_nn_is_there_and_not_zero():
     for case in QUICK:
         if case.special in ("", "long", "wide", "second_call", "noncontiguous", "keywords"):
@@ -114,6 +118,7 @@ def yardstick(case):
     return Yardstick(case, drawn, torch.nn, theirs), theirs.tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_gradient_a_thousandth_off_is_found_in_every_case(dtype):
     for case in QUICK:
@@ -168,6 +173,7 @@ def test_a_case_that_the_reference_does_not_run_is_an_error_even_if_the_subject_
     assert verdict.exit_code([judge(case, both, both)]) == 1
 
 
+@pytest.mark.slow
 def test_torch_nn_runs_every_case():
     """So none is there for torch.nn's refusal, and an error of the reference is always an error of the run."""
     for case in QUICK:

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from helpers import slow
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -17,13 +18,20 @@ from parity.grid.cases import CLASSES
 REMARKS = {"quantize_dynamic": "left as is"}
 
 CELLS = [(row, name) for row in CAPABILITIES for name in CLASSES if row.cells or not name.endswith("Cell")]
+#: Of rows that take long the quick run has one class.
+LONG = ("torch.compile", "torch.export", "processes")
+SLOW = [
+    (row, name)
+    for row, name in CELLS
+    if (row.group in LONG or row.slow or row.name in ("linearize", "gradcheck, gradgradcheck")) and name != "GRU"
+]
 
 
 def called(value):
     return value.name.replace(" ", "_") if isinstance(value, Capability) else value
 
 
-@pytest.mark.parametrize(("row", "name"), CELLS, ids=called)
+@pytest.mark.parametrize(("row", "name"), [*(cell for cell in CELLS if cell not in SLOW), *slow(SLOW)], ids=called)
 def test_the_cell_works(row, name):
     word, message = outcome(row, rnnkit, name)
     if word == "skipped":

@@ -50,12 +50,14 @@ def test_a_wrong_module_is_named(cls, as_, words):
     assert len(found) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "as_"), [(cls, as_) for cls, as_, verdict, _ in reached.EXPECTED if verdict == "same"])
 def test_a_right_module_passes_all_cases_however_it_is_reached(cls, as_):
     result = check(cls, as_, raises=False)
     assert result.exit_code == 0, str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "probe"), [(starts.LayersGRU, "two layers"), (starts.CarriedLSTM, "two directions")])
 def test_a_difference_under_a_reading_that_may_be_wrong_is_neither_torchs_nor_an_accusation(cls, probe):
     result = check(cls, raises=False)
@@ -66,6 +68,7 @@ def test_a_difference_under_a_reading_that_may_be_wrong_is_neither_torchs_nor_an
     assert any(row.verdict.passes for row in result.rows)
 
 
+@pytest.mark.slow
 def test_a_difference_under_a_reading_that_was_right_before_is_a_difference():
     result = check(starts.OnesLSTM, raises=False)
     assert [one.probe for one in result.diagnosis.unexplained] == ["no hx"]
@@ -113,6 +116,7 @@ def test_why_no_state_is_given_is_said_as_it_is(cls, said):
     assert diagnosis.names == ["h_0 is written to"] * (cls is WritingGRU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
@@ -260,6 +264,7 @@ class OneVectorLSTM(nn.Module):
         return x, tuple(map(torch.stack, zip(*ends, strict=True)))
 
 
+@pytest.mark.slow
 def test_a_map_to_fill_in_is_written_and_once_filled_in_says_it_all(tmp_path, capsys):
     target, file = f"{__file__}:OneVectorLSTM", tmp_path / "maps.py"
     assert main(["check", target]) == 2
@@ -363,6 +368,7 @@ def test_a_bias_of_one_gate_beside_one_of_all_is_the_states():
     assert "bias_n = bias_hh[gate n]" in subject.notes
 
 
+@pytest.mark.slow
 def test_a_bias_that_may_be_misread_accuses_nobody():
     class Crossed(nn.Module):
         """Its small bias is of another gate than its name says."""
@@ -401,6 +407,7 @@ class RaisingGRU(nn.GRU):
         raise ValueError("no batch today")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "said"),
     [
@@ -454,6 +461,7 @@ def test_a_required_option_of_torchs_has_torchs_default():
     assert {"two layers", "no bias"} <= set(result.diagnosis.passed)
 
 
+@pytest.mark.slow
 def test_what_init_fixes_is_not_offered_otherwise():
     result = check(LayeredLSTM, init={"num_layers": 1}, raises=False)
     assert result.exit_code == 0
@@ -625,6 +633,7 @@ def test_a_file_that_has_no_arrays_gets_a_sentence(content, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_arrays_say_which_of_them_differs_first():
     wrong = arrays()
     wrong["output"][3:] += 0.1

@@ -101,6 +101,7 @@ def test_gradients_that_are_one_tensor_are_each_right(monkeypatch):
     assert_near(results["fused"], results["readable"], 1e-13, "ADDS")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_compiled_it_is_the_same(kind, monkeypatch):
     monkeypatch.undo()
