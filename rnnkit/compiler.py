@@ -148,10 +148,13 @@ class Call(NamedTuple):
 
 def unroll(direction: Direction) -> tuple[Tensor, State]:
     """Take one direction over all steps by the operator."""
-    graded, tensors = torch.is_grad_enabled(), [t for t in direction.tensors if t is not None]
+    tensors = [t for t in direction.tensors if t is not None]
+    needed = [torch.is_grad_enabled() and t.requires_grad for t in tensors]
+    if any(needed):  # what is kept for backward of steps that don't lie on end is a copy, as in `fast.unroll`
+        tensors[0] = tensors[0].contiguous()
     output, *rest = torch.ops.rnnkit.unroll(
         tensors,
-        [graded and t.requires_grad for t in tensors],
+        needed,
         [t is not None for t in direction.tensors],
         direction.batch_sizes,
         direction.equation.key,
@@ -231,8 +234,9 @@ def _unroll_backward(grads: list[Tensor], results: list[Tensor], *args: Any) -> 
     """Return the gradients of those tensors of the call that are needed, in memory of their own."""
     call = Call(*args)
     if call.taped:
+        output, *tape = results
         needed = call.among_all(call.needed, False)
-        by_place = fast.Loop(call.direction).backward(results[0], results[len(grads) :], grads, needed)
+        by_place = fast.Loop(call.direction).backward(output, tape, grads, needed)
         return [d.contiguous() for d, need in zip(by_place, needed, strict=True) if need and d is not None]
     # What forward computed is computed once more, with a graph: operators hand on tensors, and no graph.
     with torch.inference_mode(False), torch.enable_grad():
@@ -253,7 +257,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     call = Call(*inputs)
     ctx.states = len(call.direction.state)
     ctx.call = call._replace(tensors=(), batch_sizes=None, lengths=None, resets=None)
-    ctx.save_for_backward(*call.tensors, call.batch_sizes, call.lengths, call.resets, *output)
+    kept = [output[0], *output[1 + ctx.states :]] if call.taped else []
+    ctx.save_for_backward(*call.tensors, call.batch_sizes, call.lengths, call.resets, *kept)
 
 
 def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:

@@ -51,6 +51,7 @@ class Diagnosis:
     not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
     not_run: dict[str, str] = field(default_factory=dict)  # what it may well offer, and why nobody looked
     unclear: dict[str, float] = field(default_factory=dict)  # probe -> by how much it differs, under a doubtful reading
+    unreadable: dict[str, str] = field(default_factory=dict)  # probe -> why its parameters could not be read there
     errors: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     variant: Variant | None = None
@@ -76,12 +77,12 @@ class Diagnosis:
     @property
     def left_out(self) -> dict[str, str]:
         """Say what was not compared, whoever is the cause."""
-        return self.not_offered | self.not_run | dict.fromkeys(self.unclear, DOUBT)
+        return self.not_offered | self.not_run | self.unreadable | dict.fromkeys(self.unclear, DOUBT)
 
     @property
     def same(self) -> bool:
         """Say whether nothing at all was found, in what the subject offers."""
-        return not (self.findings or self.unexplained or self.errors or self.unread or self.unclear)
+        return not (self.findings or self.unexplained or self.errors or self.unread or self.unclear or self.unreadable)
 
     @property
     def accused(self) -> bool:
@@ -91,7 +92,7 @@ class Diagnosis:
     @property
     def interface_alone(self) -> bool:
         """Say whether the numbers are torch.nn's, and nothing but the shape of arguments and results differs."""
-        return bool(self.findings) and not (self.accused or self.unclear)
+        return bool(self.findings) and not (self.accused or self.unclear or self.unreadable)
 
     @property
     def others(self) -> list[str]:

@@ -158,7 +158,7 @@ def refused(patient: Patient, probe: Probe, case: Case, drawn: Draw, error: str)
         return False
     kind, _, why = error.partition(": ")
     if kind == "IncomparableError":
-        patient.diagnosis.not_run[probe.name] = why
+        patient.diagnosis.unreadable[probe.name] = why
     else:
         patient.diagnosis.not_offered[probe.name] = why if kind == "NotOfferedError" else error
     return True

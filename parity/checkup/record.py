@@ -65,9 +65,12 @@ class Checkup:
 
     @property
     def outcome(self) -> str:
-        """Say same, different, or unread: nothing could be compared, or its parameters may have been read wrongly."""
+        """Say same, different, or unread: nothing could be compared, or not all that it offers, or its parameters may
+        have been read wrongly."""
         passes = all(row.verdict.passes for row in self.rows)
         if self.diagnosis.unread or (self.diagnosis.unclear and passes and not self.diagnosis.accused):
+            return "unread"
+        if self.diagnosis.unreadable and passes and not (self.diagnosis.accused or self.diagnosis.findings):
             return "unread"
         return "same" if self.diagnosis.same and passes else "different"
 
@@ -84,7 +87,9 @@ class Checkup:
         """Say in one sentence whether the subject is torch.nn's."""
         torchs = self.diagnosis.subject.torchs
         if self.outcome == "unread":
-            return f"{self.headline}: {self.diagnosis.unread or f'it differs, and {DOUBT}: {GIVE_A_MAP}'}"
+            doubt = f"it differs, and {DOUBT}: {GIVE_A_MAP}" if self.diagnosis.unclear else ""
+            there = next(iter(self.diagnosis.unreadable.values()), "")
+            return f"{self.headline}: {self.diagnosis.unread or doubt or there}"
         if self.outcome == "different":
             why = "; ".join(self.diagnosis.reasons)
             if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
@@ -103,7 +108,9 @@ class Checkup:
         """Return the verdict, without the reason where nothing could be compared."""
         if self.outcome != "unread":
             return self.verdict
-        place = "" if self.diagnosis.unread else f" in {' and '.join(self.diagnosis.unclear)}"
+        place = (
+            "" if self.diagnosis.unread else f" in {' and '.join(self.diagnosis.unclear or self.diagnosis.unreadable)}"
+        )
         return f"{self.subject} could not be compared with {self.diagnosis.subject.torchs}{place}"
 
     @property
@@ -149,8 +156,8 @@ class Checkup:
             yield Section(f"Over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
-        if self.diagnosis.not_run:
-            lines = [f"{what}: {' '.join(why.split())}" for what, why in self.diagnosis.not_run.items()]
+        if not_run := self.diagnosis.not_run | self.diagnosis.unreadable:
+            lines = [f"{what}: {' '.join(why.split())}" for what, why in not_run.items()]
             yield Section("Not run", lines)
         if self.notes:
             yield Section("Array by array" if self.of_arrays else "Read as", self.notes)

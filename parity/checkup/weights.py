@@ -199,7 +199,10 @@ class Reader:
             yield "by their order", {name: k // size for k, name in enumerate(self.names)}
 
     def _asked(self, module: nn.Module) -> dict[str, int]:
-        """Move one parameter at a time and see which final state answers first; {} if that says nothing."""
+        """Move one parameter at a time and see which final state answers first, of states by layer, or by direction.
+
+        returns {} if that says nothing
+        """
         count = len(self.suffixes)
         columns = self.shapes["weight_ih" + self.suffixes[0]][1]
         dtype = next(module.parameters()).dtype
@@ -211,7 +214,7 @@ class Reader:
             leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             return [leaf.movedim(leaf.shape.index(count), 0) for leaf in leaves if leaf.shape.count(count) == 1]
 
-        slots = {}
+        answers: dict[str, set[int]] = {}
         try:
             generator = torch.Generator().manual_seed(2)
             usual = {
@@ -220,14 +223,27 @@ class Reader:
             }
             before = states(usual)
             for name in self.names:
-                moved = usual | {name: usual[name] + 0.3}
-                answers = {k for a, b in zip(before, states(moved), strict=True) for k in range(count)
-                           if not torch.allclose(a[k], b[k], rtol=0, atol=1e-9)}  # fmt: skip
-                layer = min(answers) // self.D
-                (slots[name],) = (k for k in answers if k // self.D == layer)
+                after = states(usual | {name: usual[name] + 0.3})
+                pairs = list(zip(before, after, strict=True))
+                answers[name] = {
+                    k for k in range(count) if any(not torch.allclose(a[k], b[k], rtol=0, atol=1e-9) for a, b in pairs)
+                }
         except Exception:  # whatever a module does that can't be asked: then its names must tell
             return {}
-        return slots if set(slots.values()) == set(range(count)) else {}
+        layers = count // self.D
+        for places in (
+            list(range(count)),
+            [layer * self.D + direction for direction in range(self.D) for layer in range(layers)],  # by direction
+        ):
+            first = {name: self._first([places[k] for k in of_name]) for name, of_name in answers.items()}
+            if set(first.values()) == set(range(count)):
+                return first
+        return {}
+
+    def _first(self, places: list[int]) -> int:
+        """Return the one of these places, of layers and directions, that lies in the lowest layer; -1 if two do."""
+        lowest = [place for place in places if place // self.D == min(places, default=0) // self.D]
+        return lowest[0] if len(lowest) == 1 else -1
 
     def _by_name(self) -> dict[str, int]:
         """Read layer and direction off the names; {} if they don't say."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import leaves, make_stack, wanting
-from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, assert_equal_tensors, build, pack
+from helpers import CELLS, FORMS, H_IN, KINDS, N, arguments, assert_equal_tensors, build, pack, slow
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -105,6 +105,35 @@ def test_compiled_is_eager(kind, form, monkeypatch):
     assert_same(found, expected)
     with torch.no_grad():
         assert_same(flat(run(*args)), flat(module(*args)))
+
+
+WRITES = {
+    "relu(output, inplace=True)": lambda x, output, states: torch.relu_(output),
+    "output[2:] = 0": lambda x, output, states: output[2:].zero_(),
+    "output += 1": lambda x, output, states: output.add_(1),
+    "h_n *= 3": lambda x, output, states: states[0].mul_(3),
+    "c_n += 1": lambda x, output, states: states[-1].add_(1),
+    "input += 1": lambda x, output, states: x.add_(1) if not x.is_contiguous() else None,  # of which a copy is kept
+}
+
+
+@every_kind
+@pytest.mark.parametrize("layers", [1, *slow([2])])
+def test_a_graph_writes_on_what_may_be_written_on(kind, layers, monkeypatch):
+    """Between forward and backward, in one graph, as a program that isn't compiled may: its gradients are the same."""
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "always fast")
+    module = build(rnnkit, kind, num_layers=layers)
+    x, hx = example(module)
+    for name, write in WRITES.items():
+
+        def program(x, hx, write=write):
+            x = (2 * x).transpose(0, 1).contiguous().transpose(0, 1)  # as of batch_first, whose steps don't lie on end
+            output, state = module(x, hx)
+            write(x, output, flat(state))
+            return output, state
+
+        expected = gradients(program, module, x, hx)
+        assert_same(gradients(compiled(program), module, x, hx), expected, case=f"{kind}, {layers} layers, {name}")
 
 
 @pytest.mark.parametrize("form", ["packed", "unsorted"])
