@@ -47,6 +47,7 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("batch_first, no hx", lambda case: case.batch_first),
     ("packed", lambda case: case.is_packed),
     ("packed, unsorted", lambda case: case.form == "packed_unsorted"),
+    ("packed, unsorted, no hx", lambda case: case.is_packed and not case.hx),
     ("projection", lambda case: case.kind == "LSTM-proj"),
     ("dropout, one layer", lambda case: bool(case.dropout)),
 )

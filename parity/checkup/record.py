@@ -64,10 +64,14 @@ class Checkup:
         return Counter(row.verdict for row in self.rows)
 
     @property
+    def _bad(self) -> list[Row]:
+        return [row for row in self.rows if not row.verdict.passes]
+
+    @property
     def outcome(self) -> str:
         """Say same, different, or unread: nothing could be compared, or not all that it offers, or its parameters may
         have been read wrongly."""
-        passes = all(row.verdict.passes for row in self.rows)
+        passes = not self._bad
         if self.diagnosis.unread or (self.diagnosis.unclear and passes and not self.diagnosis.accused):
             return "unread"
         if self.diagnosis.unreadable and passes and not (self.diagnosis.accused or self.diagnosis.findings):
@@ -91,8 +95,8 @@ class Checkup:
             there = next(iter(self.diagnosis.unreadable.values()), "")
             return f"{self.headline}: {self.diagnosis.unread or doubt or there}"
         if self.outcome == "different":
-            why = "; ".join(self.diagnosis.reasons)
-            if self.diagnosis.interface_alone and all(row.verdict.passes for row in self.rows):
+            why = "; ".join(self.diagnosis.reasons or [f"{row.case.name}: {row.what}" for row in self._bad[:1]])
+            if self.diagnosis.interface_alone and not self._bad:
                 return f"The numbers of {self.subject} are {torchs}'s, the interface differs: {why}"
             return f"{self.subject} is not {torchs}" + f": {why}" * bool(why)
         worst = max(
@@ -137,11 +141,10 @@ class Checkup:
             parts += [text.replace("\n", "\n   "), ""]
         if self.rows:
             parts += [self.summary, table(self), ""]
+            if self._bad and not self.diagnosis.reasons:  # then the cases have to speak
+                parts += [f"{row.verdict.label}: {row.case.name}: {row.what}" for row in self._bad[:8]] + [""]
         elif self.outcome != "unread":
             parts += [self.summary, ""]
-            bad = [row for row in self.rows if not row.verdict.passes]
-            if bad and self.diagnosis.same:  # nothing has a name: then the cases have to speak
-                parts += [f"{row.verdict.label}: {row.case.name}: {row.what}" for row in bad[:8]] + [""]
         for section in self.sections():
             one = len(section.lines) == 1
             lines = [f" {section.lines[0]}"] if one else [f"\n  {line}" for line in section.lines]

@@ -225,6 +225,17 @@ class Sole(torch.autograd.Function):
 relu = real(torch.relu)
 layer_norm = real(lambda x: F.layer_norm(x, x.shape[-1:]))
 rms_norm = real(lambda x: F.rms_norm(x, x.shape[-1:]))
+NORMS = (("layer", layer_norm), ("RMS", rms_norm))
+
+
+def together(norm: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Normalise all gates of an LSTM as one vector, before they are squashed."""
+    return lambda *ifgo_c: norm(torch.cat(ifgo_c[:4], -1)).chunk(4, -1)
+
+
+def old_added(new: State, old: State) -> State:
+    """Add the old h to the new one; where W_hr is between the two, nothing is added."""
+    return (new[0] + old[0] if new[0].size(-1) == old[0].size(-1) else new[0], *new[1:])
 
 
 def in_any_step() -> Iterator[Mutant]:
@@ -246,6 +257,14 @@ def in_any_step() -> Iterator[Mutant]:
         ("weight_ih is reshaped instead of transposed", {"w_ih": reshaped},
          "weight_ih.T, not weight_ih.reshape(H_in, -1)"),
         ("h_0 is ignored", {"start": zeroed(0)}, "begin with the h that hx holds"),
+        ("the old h is added to the new one", {"after": old_added}, LEAVE_OUT),
+        *((f"{kind} normalisation of h", {"after": lambda new, old, norm=norm: (norm(new[0]), *new[1:])}, LEAVE_OUT)
+          for kind, norm in NORMS),
+    )  # fmt: skip
+    yield from known(
+        "cell", "RLrl",
+        *((f"{kind} normalisation of W_ih x + b_ih, and of W_hh h + b_hh",
+           {"linear": lambda *given, norm=norm: norm(linear(*given))}, LEAVE_OUT) for kind, norm in NORMS),
     )  # fmt: skip
     yield from known(
         "cell", LAYERS,
@@ -328,11 +347,17 @@ def in_a_step_of_an_lstm() -> Iterator[Mutant]:
         ("input gate and forget gate are missing, c = c + g", {"cell": lambda i, f, g, c: c + g}),
         ("tanh on the new c, before it is carried on", {"cell": lambda i, f, g, c: torch.tanh(f * c + i * g)}),
         ("the output gate stands inside the tanh, h = tanh(o * c)", {"emit": lambda o, c, before: torch.tanh(o * c)}),
+        *((f"{kind} normalisation of all gates together", {"gates": together(norm)}, LEAVE_OUT)
+          for kind, norm in NORMS),
+        *((f"{kind} normalisation of each gate",
+           {"gates": lambda *ifgo_c, norm=norm: tuple(map(norm, ifgo_c[:4]))}, LEAVE_OUT) for kind, norm in NORMS),
+        ("gates are divided by the root of hidden_size",
+         {"gates": lambda *ifgo_c: tuple(gate / gate.size(-1) ** 0.5 for gate in ifgo_c[:4])}, LEAVE_OUT),
         *((f"{kind} normalisation of the cell before its tanh",
            {"emit": emitting(lambda c, norm=norm: torch.tanh(norm(c)))}, LEAVE_OUT)  # type: ignore[misc]
-          for kind, norm in (("layer", layer_norm), ("RMS", rms_norm))),
+          for kind, norm in NORMS),
         *((f"{kind} normalisation of the cell", {"cell": lambda i, f, g, c, norm=norm: norm(f * c + i * g)}, LEAVE_OUT)
-          for kind, norm in (("layer", layer_norm), ("RMS", rms_norm))),
+          for kind, norm in NORMS),
         ("c_0 is ignored", {"start": zeroed(1)}, "begin with the c that hx holds"),
         ("h_0 and c_0 are ignored", {"start": zeroed(0, 1)}, "begin with the state that hx holds"),
         ("c_0 is taken to be h_0", {"start": first_states(lambda h, c: (h, h if h.shape == c.shape else c))},

@@ -285,6 +285,133 @@ def test_what_always_has_two_directions_may_be_wrong_in_one():
     assert result.verdict == "UnturnedGRU is not torch.nn.GRU(bidirectional=True): reverse output is not flipped back"
 
 
+class DeepBothGRU(nn.Module):
+    """Right; always in two directions, its parameters named by neither layer nor direction."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1):
+        super().__init__()
+        sizes = [input_size, *[2 * hidden_size] * (num_layers - 1)]
+        self.a, self.z = (nn.ModuleList(nn.GRU(size, hidden_size) for size in sizes) for _ in "az")
+
+    def place(self, layer, direction):
+        return 2 * layer + direction
+
+    def forward(self, x, hx=None):
+        h_n = [None] * 2 * len(self.a)
+        for layer, pair in enumerate(zip(self.a, self.z, strict=True)):
+            places = [self.place(layer, direction) for direction in (0, 1)]
+            begins = [None if hx is None else hx[place : place + 1] for place in places]
+            ahead, h_n[places[0]] = pair[0](x, begins[0])
+            back, h_n[places[1]] = pair[1](x.flip(0), begins[1])
+            x = torch.cat([ahead, back.flip(0)], -1)
+        return x, torch.cat(h_n)
+
+
+class DirectionMajorGRU(DeepBothGRU):
+    def place(self, layer, direction):
+        return direction * len(self.a) + layer
+
+
+def test_layers_of_two_directions_are_told_apart_by_their_states():
+    result = check(DeepBothGRU, raises=False)
+    assert (result.exit_code, result.diagnosis.left_out.keys() & {"two layers", "three layers"}) == (0, set())
+
+
+def test_states_in_the_order_of_directions_are_named():
+    assert reasons(DirectionMajorGRU) == ["h_n is direction-major", "h_0 is read direction-major"]
+
+
+class TwoLayersInOneTensorLSTM(nn.Module):
+    """Right; from two layers on, their weights lie in one tensor."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1):
+        super().__init__()
+        self.H, self.n = hidden_size, num_layers
+        self.first = nn.LSTM(input_size, hidden_size)
+        self.above = nn.Parameter(torch.randn(num_layers - 1, 4 * hidden_size, 2 * hidden_size + 2))
+
+    def forward(self, x, hx=None):
+        if hx is None:
+            hx = (x.new_zeros(self.n, x.size(1), self.H),) * 2
+        h, c = hx
+        x, ends = self.first(x, (h[:1], c[:1]))
+        ends = [ends]
+        for k, w in enumerate(self.above, 1):
+            w_ih, w_hh, b_ih, b_hh = w.split([self.H, self.H, 1, 1], 1)
+            weights = [w_ih.contiguous(), w_hh.contiguous(), b_ih[:, 0].contiguous(), b_hh[:, 0].contiguous()]
+            x, *end = torch.lstm(x, (h[k : k + 1], c[k : k + 1]), weights, True, 1, 0.0, False, False, False)
+            ends.append(end)
+        h, c = zip(*ends, strict=True)
+        return x, (torch.cat(h), torch.cat(c))
+
+
+def test_layers_whose_parameters_cannot_be_read_are_not_passed():
+    """One layer is torch.nn's; the others, which it offers, nobody has compared."""
+    result = check(TwoLayersInOneTensorLSTM, raises=False)
+    assert result.exit_code == 2
+    assert result.headline == (
+        "TwoLayersInOneTensorLSTM could not be compared with torch.nn.LSTM in two layers and three layers"
+    )
+    assert "its parameters could not be read" in result.verdict
+    assert all(row.verdict.passes for row in result.rows)
+    assert result.rows, "one layer is compared"
+
+
+class StepwiseGRU(nn.Module):
+    """Right; a loop of torch.nn's cell."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.cell = nn.GRUCell(input_size, hidden_size)
+
+    def before(self, t, h):
+        return h
+
+    def step(self, x, h):
+        return self.cell(x, h)
+
+    def forward(self, x, hx=None):
+        h = x.new_zeros(x.size(1), self.cell.hidden_size) if hx is None else hx[0]
+        output = []
+        for t, row in enumerate(x):
+            h = self.step(row, self.before(t, h))
+            output.append(h)
+        return torch.stack(output), h[None]
+
+
+@pytest.mark.parametrize(("every", "first"), [(1, 0), (3, 0), (3, 2), (4, 1), (20, 0), (20, 7), (30, 29)])
+def test_how_often_gradients_are_cut_is_told_wherever_the_first_cut_is(every, first):
+    class CutGRU(StepwiseGRU):
+        def before(self, t, h):
+            return h.detach() if t and t % every == first else h
+
+    what = "the state is detached between steps" if every == 1 else f"gradients are cut every {every} steps: the state"
+    result = check(CutGRU, raises=False)
+    assert result.diagnosis.reasons[0].startswith(what), result.verdict
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.99), (0.05, 1.0), (0.0, 0.9)])
+def test_a_bound_on_a_gate_is_not_taken_for_a_matter_of_sizes(low, high):
+    class BoundGRU(StepwiseGRU):
+        def step(self, x, h):
+            igates, hgates = (
+                F.linear(v, w, b)
+                for v, w, b in (
+                    (x, self.cell.weight_ih, self.cell.bias_ih),
+                    (h, self.cell.weight_hh, self.cell.bias_hh),
+                )
+            )
+            (r_i, z_i, n_i), (r_h, z_h, n_h) = igates.chunk(3, 1), hgates.chunk(3, 1)
+            z = torch.sigmoid(z_i + z_h).clamp(low, high)
+            n = torch.tanh(n_i + torch.sigmoid(r_i + r_h) * n_h)
+            return (1 - z) * n + z * h
+
+    result = check(BoundGRU, raises=False)
+    assert result.exit_code == 1
+    assert not any("size" in name or "rows" in name for name in result.diagnosis.names), result.verdict
+    assert "no known variant fits" in result.verdict
+
+
 class BackwardsGRU(nn.Module):
     """Keras' go_backwards, the output turned back."""
 

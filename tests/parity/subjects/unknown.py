@@ -25,11 +25,6 @@ class DecayingLSTM(JointLSTM):
         return d.sigmoid() * cell.tanh(), cell
 
 
-class NormalisedLSTM(DropInLSTM):
-    def preactivation(self, x, h):
-        return F.layer_norm(super().preactivation(x, h), (4 * self.hidden_size,))
-
-
 class ScaledLSTM(DropInLSTM):
     """A scale for each product, nearly one."""
 
@@ -59,7 +54,7 @@ class HalfResetGRU(HandGRU):
 
 
 UNKNOWN = [
-    CosineLSTM, DecayingLSTM, NormalisedLSTM, ScaledLSTM, PeepholeLSTM, SquareGRU, GeluGRU, HalfResetGRU,
+    CosineLSTM, DecayingLSTM, ScaledLSTM, PeepholeLSTM, SquareGRU, GeluGRU, HalfResetGRU,
 ]  # fmt: skip
 #: Known but for a constant.
 EXPECTED = [(ClippedLSTM, "the cell is clipped to 0.3")]
