@@ -32,11 +32,16 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
-def native_kernels(monkeypatch):
-    """Without oneDNN torch.nn runs ATen's own loops, which the readable path equals bit for bit."""
-    monkeypatch.setattr(rnnkit.RNNBase, "path", "readable")
+def native_loops():
+    """Without oneDNN torch.nn runs ATen's own loops."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
+
+
+@pytest.fixture
+def native_kernels(monkeypatch, native_loops):
+    """The readable path, which equals ATen's loops bit for bit."""
+    monkeypatch.setattr(rnnkit.RNNBase, "path", "readable")
 
 
 @pytest.fixture

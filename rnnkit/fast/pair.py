@@ -37,8 +37,7 @@ def _joined(directions: Sequence[Direction]) -> tuple[Tensor, ...]:
         return ()
     forward, reverse = directions
     tensors = [*forward.tensors[not forward.input.is_contiguous() :], *reverse.tensors[1:]]
-    with torch.no_grad():
-        return tuple([t.view_as(t) for t in tensors if t is not None])
+    return tuple([t.detach() for t in tensors if t is not None])  # which share the counter of writes
 
 
 def run(directions: Sequence[Direction], unroll: Unroll) -> Results:

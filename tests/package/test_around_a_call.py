@@ -46,7 +46,7 @@ def batch(module, steps, form="padded", seed=5):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_kernels):
+def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_loops):
     """So that what torch.nn lets a caller write on, without a gradient or detached in place, is his here, too."""
     for way in product(batch_first=(False, True), bidirectional=(False, True), num_layers=(1, 2), dtype=FLOATS):
         native, kit = pair(kind, **way)  # with a graph and batch_first a view is one that may be written on
@@ -63,7 +63,7 @@ def test_a_result_is_a_view_only_where_torch_nns_is_one(kind, path, native_kerne
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_output_without_a_graph_may_be_written_on_with_one(kind, batch_first, native_kernels):
+def test_an_output_without_a_graph_may_be_written_on_with_one(kind, batch_first, native_loops):
     _, kit = pair(kind, batch_first=batch_first)
     two = nn.Parameter(torch.full((1,), 2.0, dtype=torch.float64))
     for kit.path, steps in itertools.product(PATHS, STEPS):
@@ -75,7 +75,7 @@ def test_an_output_without_a_graph_may_be_written_on_with_one(kind, batch_first,
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_inference_mode_records_nothing_whatever_is_enabled_within(kind, dtype, native_kernels):
+def test_inference_mode_records_nothing_whatever_is_enabled_within(kind, dtype, native_loops):
     for way in product(bidirectional=(False, True), batch_first=(False, True)):
         native, kit = pair(kind, dtype=dtype, **way)
         for kit.path, kit.checkpoint_every, steps in itertools.product(PATHS, (None, 2), STEPS):
@@ -87,7 +87,7 @@ def test_inference_mode_records_nothing_whatever_is_enabled_within(kind, dtype, 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_first_buffer_may_be_filled_anew_before_backward(kind, dtype, native_kernels):
+def test_a_batch_first_buffer_may_be_filled_anew_before_backward(kind, dtype, native_loops):
     for way in product(bidirectional=(False, True)):
         native, kit = pair(kind, dtype=dtype, batch_first=True, **way)
         for kit.path, kit.checkpoint_every, steps in itertools.product(PATHS, (None, 2), STEPS):
@@ -186,7 +186,7 @@ HARM = {
 
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gradient_that_is_not_finite_stays_in_its_direction(kind, harm, native_kernels):
+def test_a_gradient_that_is_not_finite_stays_in_its_direction(kind, harm, native_loops):
     """In float32, where both directions of a small layer are run at once."""
     _, kit = pair(kind, dtype=torch.float32, bidirectional=True)
     x = batch(kit, 40)
@@ -230,7 +230,7 @@ def test_a_parametrized_weight_is_computed_once_a_call(kind, cell):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_wanted_a_gradient_in_forward_has_one_whatever_is_frozen_since(kind, bidirectional, native_kernels):
+def test_what_wanted_a_gradient_in_forward_has_one_whatever_is_frozen_since(kind, bidirectional, native_loops):
     """And what wanted none has none: between the two a GAN freezes one of its networks and thaws another."""
     native, kit = pair(kind, bidirectional=bidirectional)
     for kit.path, steps, then in itertools.product(PATHS, STEPS, (False, True)):
@@ -252,7 +252,7 @@ def test_what_wanted_a_gradient_in_forward_has_one_whatever_is_frozen_since(kind
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_backward_goes_by_what_forward_saw_whatever_data_are_exchanged_since(kind, bidirectional, native_kernels):
+def test_backward_goes_by_what_forward_saw_whatever_data_are_exchanged_since(kind, bidirectional, native_loops):
     """`p.data = ...`, which autograd doesn't see, of every leaf: weights, input, states; also in a second backward."""
     native, kit = pair(kind, bidirectional=bidirectional)
     before = copy.deepcopy(native.state_dict())
@@ -286,7 +286,7 @@ SMALL_AND_LARGE = pytest.mark.parametrize("hidden", [H, 256])  # of small ones b
 @pytest.mark.parametrize("written", ["weight", "input", "state"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_writes_on_what_backward_needs_is_refused(kind, bidirectional, written, hidden, native_kernels):
+def test_who_writes_on_what_backward_needs_is_refused(kind, bidirectional, written, hidden, native_loops):
     for dtype, steps in itertools.product(FLOATS, STEPS):
         answers = []
         for module in pair(kind, bidirectional=bidirectional, dtype=dtype, hidden_size=hidden):
@@ -317,7 +317,7 @@ def test_a_layer_of_inference_mode_is_refused_where_gradients_are_asked_for(kind
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_contiguous(kind, bidirectional, native_kernels):
+def test_gradients_are_contiguous(kind, bidirectional, native_loops):
     """A program may lay them on end by `view`."""
     for dtype, steps, batch_first in itertools.product(FLOATS, STEPS, (False, True)):
         module = build(rnnkit, kind, bidirectional=bidirectional, dtype=dtype, batch_first=batch_first)
@@ -341,7 +341,7 @@ class Stops(torch.autograd.Function):
 @pytest.mark.filterwarnings("ignore:Using backward.* with create_graph")
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_no_gradient_arrives_none_is_passed_on(kind, create_graph, native_kernels):
+def test_where_no_gradient_arrives_none_is_passed_on(kind, create_graph, native_loops):
     for bidirectional, dtype, steps in itertools.product((False, True), FLOATS, STEPS):
         shown = []
         for module in pair(kind, bidirectional=bidirectional, dtype=dtype):

@@ -74,7 +74,7 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 @pytest.mark.parametrize("layers", [2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_makes_of_extremes_what_torch_nn_makes(
-    kind, layers, bidirectional, form, dtype, native_kernels, monkeypatch
+    kind, layers, bidirectional, form, dtype, native_loops, monkeypatch
 ):
     """Of both directions one by one; at once: see below."""
     monkeypatch.setattr(rnnkit.fast.pair, "FEW", -1)
@@ -85,7 +85,7 @@ def test_a_layer_makes_of_extremes_what_torch_nn_makes(
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_directions_at_once_make_of_extremes_what_torch_nn_makes(kind, layers, native_kernels):
+def test_both_directions_at_once_make_of_extremes_what_torch_nn_makes(kind, layers, native_loops):
     """As they are run in float32, padded, where they are small: an infinity of one is no NaN of the other."""
     native, kit = pair(kind, num_layers=layers, bidirectional=True, dtype=torch.float32)
     case = f"{kind}, {layers} layers, both directions at once"
