@@ -98,6 +98,14 @@ RULES = (
         "input, state and weights are not all plain tensors of one dtype and device",
         lambda stack: not fast.plain(stack.tensors, stack.input),
     ),
+    Rule(
+        "readable",
+        "a weight or bias has another size than torch.nn gives it",
+        lambda stack: (
+            stack.equation.step in fast.KERNELS
+            and not all(fast.fits(stack.equation, *each) for each in zip(stack.weights, stack.states, strict=True))
+        ),
+    ),
     Rule("readable", "resets live on a device, for which nobody waits", lambda stack: stack.resets is not None),
     Rule(
         "readable",

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..stack import Direction, Results, Stack
+from ..equations import Equation, State
+from ..stack import Direction, Results, Stack, Weights
 from ..stack import layer as one_by_one
 from . import fused, pair
 from .autograd import aliased, go_back, keep, plain, recording, unroll
@@ -28,6 +29,7 @@ __all__ = [
     "KERNELS",
     "Loop",
     "aliased",
+    "fits",
     "fused",
     "go_back",
     "has_kernel",
@@ -68,6 +70,21 @@ def layer(directions: Sequence[Direction]) -> Results:
 def has_kernel(stack: Stack) -> bool:
     """Say whether there is a kernel for the equation, for the dtype of the input where it lives."""
     return stack.equation.step in KERNELS and serves(stack.input)
+
+
+def fits(equation: Equation, weights: Weights, state: State) -> bool:
+    """Say whether weights are as large as kernels, which write in place, count on. The readable path broadcasts a bias,
+    and refuses what doesn't fit, as torch.nn does."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    H_out, H = state[0].size(1), state[-1].size(1)
+    rows = len(equation.gates) * H
+    return (
+        w_ih.size(0) == rows
+        and w_hh.shape == (rows, H_out)
+        and (b_ih is None or b_ih.shape == (rows,))
+        and (b_hh is None or b_hh.shape == (rows,))
+        and (w_hr is None or w_hr.shape == (H_out, H))
+    )
 
 
 def pays(stack: Stack | Direction) -> bool:

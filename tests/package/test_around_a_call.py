@@ -393,3 +393,33 @@ def test_a_trace_warns_of_no_more_than_torch_nns(kind, cell):
             torch.jit.trace(module, (x,))
         counts.append(sum(issubclass(w.category, torch.jit.TracerWarning) for w in caught))
     assert counts[1] <= counts[0]
+
+
+#: Of G gates of H units: what a weight may be that somebody has put in its place.
+OTHER_SIZES = {
+    "weight_hh_l0": lambda rows: [(H, H), (rows + H, H), (rows, H + 1), (rows, H - 1)],
+    "weight_ih_l0": lambda rows: [(H, H_IN), (2 * rows, H_IN), (rows, H_IN + 1)],
+    "bias_ih_l0": lambda rows: [(1,), (1, rows), (2 * rows,), (rows + 1,), (H,)],
+    "bias_hh_l0": lambda rows: [(1,), (1, rows), (2 * rows,), (rows + 1,), (H,)],
+}
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LSTM-proj"])
+def test_a_weight_of_another_size_is_broadcast_or_refused_as_by_torch_nn(kind, bidirectional, native_loops):
+    for (name, shapes), dtype, steps, graph in itertools.product(OTHER_SIZES.items(), FLOATS, STEPS, (True, False)):
+        rows = build(nn, kind).weight_hh_l0.size(0)
+        for shape in shapes(rows):
+            answers = []
+            for module in pair(kind, bidirectional=bidirectional, dtype=dtype):
+                setattr(module, name, nn.Parameter(randn(*shape, seed=3, dtype=dtype)))
+                x = batch(module, steps)
+                with torch.set_grad_enabled(graph):
+                    said = outcome(lambda: module(x)[0].sum())  # noqa: B023
+                    answers.append(said if any(said) else module(x)[0].detach())
+            case = f"{name} {shape}, {dtype}, {steps} steps, {'with' if graph else 'without'} a graph"
+            if isinstance(answers[0], torch.Tensor):
+                assert isinstance(answers[1], torch.Tensor), f"{case}: {answers[1]}"
+                assert_equal_tensors({"output": answers[1]}, {"output": answers[0]}, 2e3 * torch.finfo(dtype).eps, case)
+            else:
+                assert answers[1] == answers[0], case
