@@ -390,11 +390,13 @@ class RNNBase(nn.Module):
         checks.check_settings(self.path, self.checkpoint_every)
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
         if self._kind != "LSTM" or batch_sizes is None or tracing:
-            if type(self).check_forward_args is not RNNBase.check_forward_args:
-                zeros = tuple(batch.new_zeros(size) for size in self._state_sizes(N))  # torch.nn hands on a state
-                self.check_forward_args(batch, self._given(zeros) if hx is None else hx, batch_sizes)
+            hidden, cls = hx, type(self)
+            if hx is None and self._checks_states:  # then torch.nn asks about the zeros, too
+                hidden = self._given(tuple(batch.new_zeros(size) for size in self._state_sizes(N)))
+            if cls.check_forward_args is not RNNBase.check_forward_args:
+                self.check_forward_args(batch, hidden, batch_sizes)
             else:
-                self._check_sizes(batch, hx, batch_sizes, N, flat_weights[0])
+                self._check_sizes(batch, hidden, batch_sizes, N, flat_weights[0])
         if hx is not None and self._state_count > 1:
             name = "lstm" if self._own_equation is None else self.mode
             checks.check_pair(hx, flat_weights, batch_sizes is not None, self._state_count, name)
@@ -413,6 +415,12 @@ class RNNBase(nn.Module):
         if self.equation.recurrent:
             bias = flat_weights[3] if self.bias else None
             checks.check_hx_dtype(states[0] if states else batch, flat_weights[1], bias)
+
+    @property
+    def _checks_states(self) -> bool:
+        """Whether a subclass has methods of its own for that."""
+        names = "check_forward_args", "get_expected_hidden_size", "check_hidden_size"
+        return any(getattr(type(self), name) is not getattr(RNNBase, name) for name in names)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
@@ -633,6 +641,10 @@ class LSTM(RNNBase):
         if type(self).get_expected_cell_size is not LSTM.get_expected_cell_size:
             sizes[1] = self.get_expected_cell_size(input, batch_sizes)
         return sizes
+
+    @property
+    def _checks_states(self) -> bool:
+        return super()._checks_states or type(self).get_expected_cell_size is not LSTM.get_expected_cell_size
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """Return the size of c_0, (D*num_layers, N, H_cell)."""

@@ -162,7 +162,7 @@ def test_what_a_subclass_overrides_is_asked_as_by_torch_nn(kind, given, form):
         module = type(base.__name__, (base,), {name: noted(name, base) for name in names})(H_IN, H, **KINDS[kind][1])
         hx = arguments(module.double(), form)[1] if given else None
         module(batch(module, 4, form), hx)
-        seen.append({call for call in calls if given or call[0] == "permute_hidden"})  # of zeros rnnkit asks no size
+        seen.append({*calls})
     if form == "packed" and "LSTM" in kind:  # which torch.nn has its kernel check
         seen = [{call for call in calls if call[0] == "permute_hidden"} for calls in seen]
     assert seen[1] == seen[0]
