@@ -75,10 +75,13 @@ def unroll(direction: Direction) -> tuple[Tensor, State]:
         outputs.append(carry.state[0])
     if direction.reverse:
         outputs.reverse()
-    if not outputs:
-        h, *_ = direction.state
-        return igates[..., : h.size(-1)], direction.state  # as empty as the igates, and differentiable like them
-    return direction.join(outputs), carry.whole()
+    return (direction.join(outputs) if outputs else no_steps(direction, igates)), carry.whole()
+
+
+def no_steps(direction: Direction, igates: Tensor) -> Tensor:
+    """Return the output of no steps: as one step of no rows has it, so that every weight has a gradient, of zeros."""
+    output, *_ = stepper(direction)(igates.flatten(0, -2), tuple(s[:0] for s in direction.state))
+    return output.view(*igates.shape[:-1], output.size(-1))
 
 
 # By masks -----------------------------------------------------------------------------------------------------------
@@ -135,4 +138,4 @@ def masked_unroll(direction: Direction) -> tuple[Tensor, State]:
         outputs.append(output)
     if direction.reverse:
         outputs.reverse()
-    return torch.stack(outputs) if outputs else igates[..., : state[0].size(-1)], state
+    return torch.stack(outputs) if outputs else no_steps(direction, igates), state

@@ -639,6 +639,11 @@ def state_of_pair(result: Any) -> Any:
     return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
+def state_first_of_pair(result: Any) -> Any:
+    """Turn (state, h) into state."""
+    return result[0] if isinstance(result, (tuple, list)) and len(result) == 2 else result
+
+
 def swapped(tensor: Tensor) -> Tensor:
     """Exchange steps and rows; the last step alone has no steps."""
     return tensor.transpose(0, 1) if tensor.dim() > 2 else tensor
@@ -669,8 +674,12 @@ CONVENTIONS = (
 )  # fmt: skip
 CELL_CONVENTIONS = (
     Convention("a cell returns output and state", "Keras, Flax, Haiku", "return the state alone", leave=state_of_pair),
+    Convention("a cell returns state and output", "Flax", "return the state alone", leave=state_first_of_pair),
+    Convention(
+        "the state is taken before the input", "Flax", "forward(input, hx=None)", lambda parts: (*parts[1:], parts[0]),
+    ),
     Convention("h_0 and c_0 are taken side by side", "", "take one argument hx, a pair: h_0, c_0 = hx", side_by_side),
-)
+)  # fmt: skip
 
 
 def steady(subject: Subject) -> Subject:

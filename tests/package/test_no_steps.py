@@ -71,6 +71,24 @@ def test_the_empty_output_has_empty_gradients(kind):
 
 
 @kinds
+@pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_parameter_has_a_gradient_of_zeros(kind, bias, form):
+    """All or none: whoever averages gradients over processes waits for each."""
+    module = build(rnnkit, kind, bias=bias, **DEEP)
+    x = torch.zeros(4 if form == "lengths" else 0, N, H_IN, dtype=torch.float64)
+    if form == "packed":
+        x = PackedSequence(x.flatten(0, 1), torch.zeros(0, dtype=torch.int64))
+    output, h_n = module(x, **({"lengths": [0] * N} if form == "lengths" else {}))
+    output = output.data if form == "packed" else output
+    loss = output.sum() + sum(state.sum() for state in as_list(h_n))
+    grads = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+    missing = [name for (name, _), grad in zip(module.named_parameters(), grads, strict=True) if grad is None]
+    assert missing == []
+    assert not any(grad.any() for grad in grads)
+
+
+@kinds
 def test_no_rows_and_no_steps(kind):
     module = build(rnnkit, kind)
     output, h_n = module(torch.zeros(0, 0, H_IN, dtype=torch.float64))

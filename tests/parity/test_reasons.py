@@ -444,3 +444,36 @@ class LeftBackwardsLSTM(nn.Module):
 )
 def test_what_runs_from_the_end_is_told_so(cls, name):
     assert reasons(cls) == [name]
+
+
+class CarryFirstGRUCell(nn.GRUCell):
+    """Flax's order: a cell takes the carry first, and returns it first."""
+
+    def forward(self, carry, x):
+        carry = super().forward(x, carry)
+        return carry, carry
+
+
+class CarryFirstLSTMCell(nn.LSTMCell):
+    def forward(self, carry, x):
+        carry = super().forward(x, carry)
+        return carry, carry[0]
+
+
+class StateFirstLSTMCell(nn.LSTMCell):
+    def forward(self, h, c, x):
+        return super().forward(x, (h, c))
+
+
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        (CarryFirstGRUCell, ["a cell returns output and state", "the state is taken before the input"]),
+        (CarryFirstLSTMCell, ["a cell returns state and output", "the state is taken before the input"]),
+        (StateFirstLSTMCell, ["the state is taken before the input", "h_0 and c_0 are taken side by side"]),
+    ],
+)
+def test_a_cell_that_takes_its_state_first_is_told_so(cls, names):
+    result = check(cls, raises=False)
+    assert (result.diagnosis.names, result.exit_code) == (names, 1)
+    assert all(row.verdict.passes for row in result.rows)
