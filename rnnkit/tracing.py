@@ -79,7 +79,7 @@ def watched(direction: Direction) -> tuple[Tensor, State, dict[str, Tensor]]:
     """Unroll a direction by the readable path. Return its results, and each gate and state as rows of all steps."""
     equation, taken = direction.equation, list[tuple[State, Gates]]()
     output, final = recurrence.unroll(direction._replace(equation=equation.watched(taken.append)))
-    if not taken:  # nothing to join
+    if not direction.length:  # nothing to join
         H = direction.weights.w_ih.size(0) // len(equation.gates)
         nothing = direction.input.new_zeros(*direction.input.shape[:-1], H)
         letters = *equation.gates, *equation.state[1:]

@@ -5,7 +5,7 @@ unbatched, padded, packed (longest first), unsorted (packed in another order).
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -39,6 +39,11 @@ def product(**axes: Any) -> list[dict[str, Any]]:
 def slow(values: Iterable[Any]) -> list[Any]:
     """Mark these values of a test's parameter, or tuples of several, as slow."""
     return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
+
+
+def not_each(k: int, values: Sequence[Any]) -> list[Any]:
+    """All but `values[::k]`."""
+    return [value for place, value in enumerate(values) if place % k]
 
 
 def named(options: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ fast.loop      <- equations stack recurrence fast.products fast.kernels fast.tim
 fast.pair      <- equations stack recurrence
 fast.autograd  <- equations checks stack recurrence untraced fast.ends fast.kernels fast.loop fast.pair
 fast.fused     <- equations stack recurrence untraced fast.cublas fast.ends fast.kernels fast.autograd fast.loop
-fast           <- stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
+fast           <- equations stack fast.kernels fast.loop fast.autograd fast.fused fast.pair
 ragged         <- equations stack
 compiler       <- equations checks stack recurrence fast ragged
 paths          <- checks stack recurrence fast ragged compiler

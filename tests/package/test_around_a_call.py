@@ -31,7 +31,7 @@ import rnnkit
 
 PATHS = ("fast", "always fast", "readable")
 FLOATS = (torch.float64, torch.float32)
-STEPS = (3, 40)  # by default the readable path, and the fast one
+STEPS = (3, 20)  # by default the readable path, and the fast one
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 

@@ -120,6 +120,12 @@ def forgetful():
     return explain(module, sequence(), lengths=torch.zeros(N, dtype=torch.int64, device="meta"))
 
 
+def broadcast():
+    module = layer()
+    module.bias_ih_l0 = nn.Parameter(torch.zeros(1))
+    return explain(module, sequence())
+
+
 SAID = {
     "compiled: torch.compile or torch.export traces it": compiled,
     "readable: the attribute `path` is 'readable'": lambda _: set_to("readable", 50),
@@ -140,6 +146,7 @@ SAID = {
     "readable: a dispatch mode is active": lambda _: under(Mode()),
     "readable: autocast is on": lambda _: under(torch.autocast("cpu", torch.bfloat16)),
     "readable: input, state and weights are not all plain tensors of one dtype and device": lambda _: of_a_subclass(),
+    "readable: a weight or bias has another size than torch.nn gives it": lambda _: broadcast(),
     "readable: resets live on a device, for which nobody waits": lambda _: elsewhere(),
     "readable: lengths live on a device, with an equation without kernel, or states that are forgotten": lambda _: (
         forgetful()

@@ -28,9 +28,11 @@ def different(cases, subject):
     return [f"{result.case.name}: {result.worst}" for result in results if not result.verdict.passes]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("axes", "dtype"),
+    [(2, "float64"), (2, "float32"), (2, "bfloat16"), *slow([(3, dtype) for dtype in DTYPES])],
+)
 @pytest.mark.parametrize("kind", KINDS + CELLS)
-@pytest.mark.parametrize("axes", [2, *slow([3])])
 def test_rnnkit_is_torch_nn_wherever_so_many_axes_meet(axes, kind, dtype):
     """Of a layer any values of so many axes occur together, of a cell of all, of a special circumstance any two. The
     full product, some seven times as many cases as with three, `python -m parity` runs."""

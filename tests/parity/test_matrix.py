@@ -18,12 +18,14 @@ from parity.grid.cases import CLASSES
 REMARKS = {"quantize_dynamic": "left as is"}
 
 CELLS = [(row, name) for row in CAPABILITIES for name in CLASSES if row.cells or not name.endswith("Cell")]
-#: Of rows that take long the quick run has one class.
+#: Of rows that take long the quick run has one class; of those that take longest, none.
 LONG = ("torch.compile", "torch.export", "processes")
 SLOW = [
     (row, name)
     for row, name in CELLS
-    if (row.group in LONG or row.slow or row.name in ("linearize", "gradcheck, gradgradcheck")) and name != "GRU"
+    if row.slow
+    or row.name == "DistributedDataParallel"
+    or ((row.group in LONG or row.name in ("linearize", "gradcheck, gradgradcheck")) and name != "GRU")
 ]
 
 
