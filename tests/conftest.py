@@ -1,6 +1,5 @@
 """Fixtures of all tests."""
 
-import gc
 import os
 from types import SimpleNamespace
 
@@ -30,12 +29,6 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
-
-
-def pytest_collection_finish(session):
-    """Take the tests themselves, 18,000 of them, out of what Python's collector goes over again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -159,9 +159,7 @@ def refused(patient: Patient, probe: Probe, case: Case, drawn: Draw, error: str)
     kind, _, why = error.partition(": ")
     if kind == "IncomparableError":
         mapped = patient.subject.reader is not None and patient.subject.reader.weight_map is not None
-        aside = (
-            patient.diagnosis.not_run if mapped else patient.diagnosis.unreadable
-        )  # a map may be for one layer
+        aside = patient.diagnosis.not_run if mapped else patient.diagnosis.unreadable  # a map may be for one layer
         aside[probe.name] = why
     else:
         patient.diagnosis.not_offered[probe.name] = why if kind == "NotOfferedError" else error
