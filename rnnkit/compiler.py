@@ -175,7 +175,7 @@ def by_hand(direction: Direction) -> bool:
         direction.path != "readable"
         and direction.equation.step in fast.KERNELS
         and fast.serves(input)
-        and fast.fits(direction.equation, direction.weights, direction.state)
+        and fast.fits(direction.equation, input.size(-1), direction.weights, direction.state)
         and all(t.dtype == input.dtype and t.device == input.device for t in tensors)
         and (direction.weights.w_hr is None or fast.KERNELS[direction.equation.step].projects)
         and input.numel() > 0

@@ -391,9 +391,10 @@ class RNNBase(nn.Module):
         tracing, flat_weights = torch.compiler.is_compiling(), [w for weights in all_weights for w in weights]
         if self._kind != "LSTM" or batch_sizes is None or tracing:
             hidden, cls = hx, type(self)
-            if hx is None and self._checks_states:  # then torch.nn asks about the zeros, too
+            own = cls.check_forward_args is not RNNBase.check_forward_args
+            if hx is None and (own or (not tracing and self._checks_states)):  # torch.nn asks about the zeros, too
                 hidden = self._given(tuple(batch.new_zeros(size) for size in self._state_sizes(N)))
-            if cls.check_forward_args is not RNNBase.check_forward_args:
+            if own:
                 self.check_forward_args(batch, hidden, batch_sizes)
             else:
                 self._check_sizes(batch, hidden, batch_sizes, N, flat_weights[0])
@@ -418,9 +419,9 @@ class RNNBase(nn.Module):
 
     @property
     def _checks_states(self) -> bool:
-        """Whether a subclass has methods of its own for that."""
-        names = "check_forward_args", "get_expected_hidden_size", "check_hidden_size"
-        return any(getattr(type(self), name) is not getattr(RNNBase, name) for name in names)
+        """Whether a subclass has methods of its own for that, which stand in another file."""
+        names = "get_expected_hidden_size", "check_hidden_size", "get_expected_cell_size"
+        return any(getattr(getattr(type(self), name, None), "__module__", __name__) != __name__ for name in names)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""
@@ -641,10 +642,6 @@ class LSTM(RNNBase):
         if type(self).get_expected_cell_size is not LSTM.get_expected_cell_size:
             sizes[1] = self.get_expected_cell_size(input, batch_sizes)
         return sizes
-
-    @property
-    def _checks_states(self) -> bool:
-        return super()._checks_states or type(self).get_expected_cell_size is not LSTM.get_expected_cell_size
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """Return the size of c_0, (D*num_layers, N, H_cell)."""

@@ -101,10 +101,7 @@ RULES = (
     Rule(
         "readable",
         "a weight or bias has another size than torch.nn gives it",
-        lambda stack: (
-            stack.equation.step in fast.KERNELS
-            and not all(fast.fits(stack.equation, *each) for each in zip(stack.weights, stack.states, strict=True))
-        ),
+        lambda stack: stack.equation.step in fast.KERNELS and not fast.fitting(stack),
     ),
     Rule("readable", "resets live on a device, for which nobody waits", lambda stack: stack.resets is not None),
     Rule(

@@ -30,6 +30,7 @@ __all__ = [
     "Loop",
     "aliased",
     "fits",
+    "fitting",
     "fused",
     "go_back",
     "has_kernel",
@@ -72,19 +73,29 @@ def has_kernel(stack: Stack) -> bool:
     return stack.equation.step in KERNELS and serves(stack.input)
 
 
-def fits(equation: Equation, weights: Weights, state: State) -> bool:
+def fits(equation: Equation, features: int, weights: Weights, state: State) -> bool:
     """Say whether weights are as large as kernels, which write in place, count on. The readable path broadcasts a bias,
     and refuses what doesn't fit, as torch.nn does."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     H_out, H = state[0].size(1), state[-1].size(1)
     rows = len(equation.gates) * H
     return (
-        w_ih.size(0) == rows
+        w_ih.shape == (rows, features)
         and w_hh.shape == (rows, H_out)
         and (b_ih is None or b_ih.shape == (rows,))
         and (b_hh is None or b_hh.shape == (rows,))
         and (w_hr is None or w_hr.shape == (H_out, H))
     )
+
+
+def fitting(stack: Stack) -> bool:
+    """Say whether all weights of a stack are as large as that."""
+    D = 2 if stack.bidirectional else 1
+    for k, (weights, state) in enumerate(zip(stack.weights, stack.states, strict=True)):
+        features = stack.input.size(-1) if k < D else D * state[0].size(1)
+        if not fits(stack.equation, features, weights, state):
+            return False
+    return True
 
 
 def pays(stack: Stack | Direction) -> bool:

@@ -20,13 +20,12 @@ FEW = 2**15  # multiplications in a step; of more, the products with zeros cost 
 
 def pays(directions: Sequence[Direction]) -> bool:
     """Say whether a layer of these directions is faster in a pair."""
-    first, other = directions[0], directions[-1]
+    first = directions[0]
     few = first.state[0].size(0) * first.weights.w_hh.numel() <= FEW
     by_float32 = first.input.is_cpu and first.input.dtype == torch.float32
     # A layer of inference mode is to be refused by autograd, which has to see its weights for that.
     seen = not (torch.is_grad_enabled() and first.weights.w_hh.is_inference())
-    alike = first.weights.w_ih.shape == other.weights.w_ih.shape
-    return len(directions) == 2 and alike and first.batch_sizes is first.lengths is None and few and by_float32 and seen
+    return len(directions) == 2 and first.batch_sizes is first.lengths is None and few and by_float32 and seen
 
 
 def _joined(directions: Sequence[Direction]) -> tuple[Tensor, ...]:
