@@ -162,7 +162,7 @@ def run(stack: Stack) -> Results:
         return ragged.unpack(run_by(packed, LAYERS[rule(packed).path]), sequences, stack.bidirectional)
     path = rule(stack).path
     output, finals = run_by(stack, LAYERS[path])
-    joined = stack.bidirectional  # in a copy
-    if path in ("fast", "compiled") and output.requires_grad and not joined:
+    # Where there are two directions, they have been joined in a copy.
+    if path in ("fast", "compiled") and output.requires_grad and not stack.bidirectional:
         output = output.clone()
     return output, finals

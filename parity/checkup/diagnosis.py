@@ -51,7 +51,7 @@ class Diagnosis:
     not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
     not_run: dict[str, str] = field(default_factory=dict)  # what it may well offer, and why nobody looked
     unclear: dict[str, float] = field(default_factory=dict)  # probe -> by how much it differs, under a doubtful reading
-    unreadable: dict[str, str] = field(default_factory=dict)  # probe -> why its parameters could not be read there
+    unreadable: list[str] = field(default_factory=list)  # of `not_run`, where its parameters could not be read
     errors: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     variant: Variant | None = None
@@ -77,7 +77,7 @@ class Diagnosis:
     @property
     def left_out(self) -> dict[str, str]:
         """Say what was not compared, whoever is the cause."""
-        return self.not_offered | self.not_run | self.unreadable | dict.fromkeys(self.unclear, DOUBT)
+        return self.not_offered | self.not_run | dict.fromkeys(self.unclear, DOUBT)
 
     @property
     def same(self) -> bool:

@@ -333,18 +333,17 @@ def reach(doctor: Doctor) -> Iterator[Finding]:
     if any("gradient" in name or "detached" in name for name in doctor.diagnosis.names):
         return
 
-    def start(end: int) -> int:
+    def first_heard(end: int) -> int:
         """Return the first step whose input has a gradient of the output at step `end`."""
         late = torch.zeros_like(long.cotangents["output"])
         late[end] = long.cotangents["output"][end]
         one = replace(long, cotangents={"output": late})
         grad = observe(doctor.subject.namespace, case, one, EXACT).tensors["grad of input"]
         true = doctor.base.run(example_of(case, one, True))["grad of input"]
-        return (
-            max((t for t in range(end + 1) if grad is not None and not grad[t].any() and true[t].any()), default=-1) + 1
-        )
+        silent = [t for t in range(end + 1) if grad is not None and not grad[t].any() and true[t].any()]
+        return max(silent, default=-1) + 1
 
-    starts = {end: start(end) for end in (steps - 1, steps - 2, steps // 2, steps // 3)}
+    starts = {end: first_heard(end) for end in (steps - 1, steps - 2, steps // 2, steps // 3)}
     cut = {end: start for end, start in starts.items() if start}
     if not cut:
         return
@@ -352,7 +351,7 @@ def reach(doctor: Doctor) -> Iterator[Finding]:
     what = f"gradients reach back {min(lags)} steps only"
     if len(lags) > 1 or len(cut) < len(starts):
         latest = max(cut.values())
-        period = latest - start(latest - 1)  # of the piece before the last one
+        period = latest - first_heard(latest - 1)  # of the piece before the last one
         what = f"gradients are cut every {period} steps: the state is detached there"
     yield Finding(what, "truncated backpropagation in the module", "leave the detach() to the training loop", str(cut))
 

@@ -158,9 +158,9 @@ def refused(patient: Patient, probe: Probe, case: Case, drawn: Draw, error: str)
         return False
     kind, _, why = error.partition(": ")
     if kind == "IncomparableError":
-        mapped = patient.subject.reader is not None and patient.subject.reader.weight_map is not None
-        aside = patient.diagnosis.not_run if mapped else patient.diagnosis.unreadable  # a map may be for one layer
-        aside[probe.name] = why
+        patient.diagnosis.not_run[probe.name] = why
+        if patient.subject.reader is None or patient.subject.reader.weight_map is None:  # a map may be for one layer
+            patient.diagnosis.unreadable.append(probe.name)
     else:
         patient.diagnosis.not_offered[probe.name] = why if kind == "NotOfferedError" else error
     return True

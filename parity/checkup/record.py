@@ -71,10 +71,9 @@ class Checkup:
     def outcome(self) -> str:
         """Say same, different, or unread: nothing could be compared, or not all that it offers, or its parameters may
         have been read wrongly."""
-        passes = not self._bad
-        if self.diagnosis.unread or (self.diagnosis.unclear and passes and not self.diagnosis.accused):
-            return "unread"
-        if self.diagnosis.unreadable and passes and not (self.diagnosis.accused or self.diagnosis.findings):
+        passes, unclear, unreadable = not self._bad, self.diagnosis.unclear, self.diagnosis.unreadable
+        doubtful = unclear or (unreadable and not self.diagnosis.findings)
+        if self.diagnosis.unread or (doubtful and passes and not self.diagnosis.accused):
             return "unread"
         return "same" if self.diagnosis.same and passes else "different"
 
@@ -91,9 +90,7 @@ class Checkup:
         """Say in one sentence whether the subject is torch.nn's."""
         torchs = self.diagnosis.subject.torchs
         if self.outcome == "unread":
-            doubt = f"it differs, and {DOUBT}: {GIVE_A_MAP}" if self.diagnosis.unclear else ""
-            there = next(iter(self.diagnosis.unreadable.values()), "")
-            return f"{self.headline}: {self.diagnosis.unread or doubt or there}"
+            return f"{self.headline}: {self._why_unread}"
         if self.outcome == "different":
             why = "; ".join(self.diagnosis.reasons or [f"{row.case.name}: {row.what}" for row in self._bad[:1]])
             if self.diagnosis.interface_alone and not self._bad:
@@ -108,13 +105,20 @@ class Checkup:
         return f"{self.subject} is {torchs}{lacking}, {how}"
 
     @property
+    def _why_unread(self) -> str:
+        if self.diagnosis.unread:
+            return self.diagnosis.unread
+        if self.diagnosis.unclear:
+            return f"it differs, and {DOUBT}: {GIVE_A_MAP}"
+        return self.diagnosis.not_run[self.diagnosis.unreadable[0]]
+
+    @property
     def headline(self) -> str:
         """Return the verdict, without the reason where nothing could be compared."""
         if self.outcome != "unread":
             return self.verdict
-        place = (
-            "" if self.diagnosis.unread else f" in {' and '.join(self.diagnosis.unclear or self.diagnosis.unreadable)}"
-        )
+        places = self.diagnosis.unclear or self.diagnosis.unreadable
+        place = "" if self.diagnosis.unread else f" in {' and '.join(places)}"
         return f"{self.subject} could not be compared with {self.diagnosis.subject.torchs}{place}"
 
     @property
@@ -159,8 +163,8 @@ class Checkup:
             yield Section(f"Over {len(self.growth.errors)} steps of float32", [str(self.growth)])
         if self.diagnosis.not_offered:
             yield Section("Not offered", [f"{probe}: {why}" for probe, why in self.lacking.items()])
-        if not_run := self.diagnosis.not_run | self.diagnosis.unreadable:
-            lines = [f"{what}: {' '.join(why.split())}" for what, why in not_run.items()]
+        if self.diagnosis.not_run:
+            lines = [f"{what}: {' '.join(why.split())}" for what, why in self.diagnosis.not_run.items()]
             yield Section("Not run", lines)
         if self.notes:
             yield Section("Array by array" if self.of_arrays else "Read as", self.notes)

@@ -634,14 +634,9 @@ def paired(result: Any) -> Any:
     return (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and len(result) == 3 else result
 
 
-def state_of_pair(result: Any) -> Any:
-    """Turn (h, state) into state."""
-    return result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else result
-
-
-def state_first_of_pair(result: Any) -> Any:
-    """Turn (state, h) into state."""
-    return result[0] if isinstance(result, (tuple, list)) and len(result) == 2 else result
+def of_pair(place: int) -> Callable[[Any], Any]:
+    """Turn (h, state), or (state, h), into the state, which is at this place."""
+    return lambda result: result[place] if isinstance(result, (tuple, list)) and len(result) == 2 else result
 
 
 def swapped(tensor: Tensor) -> Tensor:
@@ -673,8 +668,8 @@ CONVENTIONS = (
     ),
 )  # fmt: skip
 CELL_CONVENTIONS = (
-    Convention("a cell returns output and state", "Keras, Flax, Haiku", "return the state alone", leave=state_of_pair),
-    Convention("a cell returns state and output", "Flax", "return the state alone", leave=state_first_of_pair),
+    Convention("a cell returns output and state", "Keras, Flax, Haiku", "return the state alone", leave=of_pair(1)),
+    Convention("a cell returns state and output", "Flax", "return the state alone", leave=of_pair(0)),
     Convention(
         "the state is taken before the input", "Flax", "forward(input, hx=None)", lambda parts: (*parts[1:], parts[0]),
     ),

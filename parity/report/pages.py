@@ -46,7 +46,7 @@ def as_json(checkup: Checkup) -> str:
         "unclear": diagnosis.unclear,
         "not compared": diagnosis.unread or None,
         "not offered": diagnosis.not_offered,
-        "not run": diagnosis.not_run | diagnosis.unreadable,
+        "not run": diagnosis.not_run,
         "notes": checkup.notes,
         "first difference": str(checkup.location) if checkup.location else None,
         "growth": checkup.growth

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from helpers import slow
+from helpers import thinned
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = str(ROOT / "examples" / "train_ddp.py")
@@ -24,7 +24,7 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("start", [*[*STARTS][:1], *slow([*STARTS][1:])])
+@pytest.mark.parametrize("start", thinned(len(STARTS), [*STARTS]))
 def test_two_processes_learn_what_one_learns(start, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*STARTS[start], "--steps", "12"]

@@ -394,13 +394,8 @@ def test_how_often_gradients_are_cut_is_told_wherever_the_first_cut_is(every, fi
 def test_a_bound_on_a_gate_is_not_taken_for_a_matter_of_sizes(low, high):
     class BoundGRU(StepwiseGRU):
         def step(self, x, h):
-            igates, hgates = (
-                F.linear(v, w, b)
-                for v, w, b in (
-                    (x, self.cell.weight_ih, self.cell.bias_ih),
-                    (h, self.cell.weight_hh, self.cell.bias_hh),
-                )
-            )
+            igates = F.linear(x, self.cell.weight_ih, self.cell.bias_ih)
+            hgates = F.linear(h, self.cell.weight_hh, self.cell.bias_hh)
             (r_i, z_i, n_i), (r_h, z_h, n_h) = igates.chunk(3, 1), hgates.chunk(3, 1)
             z = torch.sigmoid(z_i + z_h).clamp(low, high)
             n = torch.tanh(n_i + torch.sigmoid(r_i + r_h) * n_h)
