@@ -191,7 +191,10 @@ SCHEMA = (
 
 @torch.library.custom_op("rnnkit::unroll", mutates_args=(), schema=f"({SCHEMA}")
 def _unroll(*args: Any) -> list[Tensor]:
-    """Return the output, the state after the last step and, if there is one, the tape."""
+    """Return the output, the state after the last step and, if there is a tape, a copy of the output and the tape.
+
+    The caller may write on the output: backward reads the copy. One made around the operator a compiler leaves out.
+    """
     call = Call(*args)
     if call.batch_sizes is not None:
         checks.check_packed(call.tensors[0], call.batch_sizes)
@@ -200,7 +203,7 @@ def _unroll(*args: Any) -> list[Tensor]:
     if call.taped:
         tape = fast.new_tape(call.direction)
         output, state = fast.Loop(call.direction).forward(tape)
-        return [output, *state, *tape]
+        return [output, *state, output.clone(), *tape]
     output, *rest = call.run()
     return [output.contiguous(), *(s.clone() for s in rest)]  # an operator returns nothing that it was given
 
@@ -212,7 +215,7 @@ def _(*args: Any) -> list[Tensor]:
     state = call.direction.state
     results = [input.new_empty(*input.shape[:-1], state[0].size(-1)), *(s.new_empty(s.shape) for s in state)]
     if call.taped:
-        return results + fast.new_tape(call.direction)
+        return [*results, torch.empty_like(results[0]), *fast.new_tape(call.direction)]
     if call.autocast is not None:  # what becomes of the dtypes, one step of one row tells
         states = len(state) + len(call.direction.reset_to)
         row = [
@@ -258,8 +261,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     call = Call(*inputs)
     ctx.states = len(call.direction.state)
     ctx.call = call._replace(tensors=(), batch_sizes=None, lengths=None, resets=None)
-    kept = [output[0], *output[1 + ctx.states :]] if call.taped else []
-    ctx.save_for_backward(*call.tensors, call.batch_sizes, call.lengths, call.resets, *kept)
+    ctx.save_for_backward(*call.tensors, call.batch_sizes, call.lengths, call.resets, *output[1 + ctx.states :])
 
 
 def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:

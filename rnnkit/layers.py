@@ -419,9 +419,13 @@ class RNNBase(nn.Module):
 
     @property
     def _checks_states(self) -> bool:
-        """Whether a subclass has methods of its own for that, which stand in another file."""
-        names = "get_expected_hidden_size", "check_hidden_size", "get_expected_cell_size"
-        return any(getattr(getattr(type(self), name, None), "__module__", __name__) != __name__ for name in names)
+        """Whether a subclass has methods of its own for that."""
+        cls, of_c = type(self), "get_expected_cell_size"
+        return (
+            cls.check_hidden_size is not RNNBase.check_hidden_size
+            or cls.get_expected_hidden_size is not RNNBase.get_expected_hidden_size
+            or getattr(cls, of_c, None) is not (getattr(LSTM, of_c) if self._kind == "LSTM" else None)
+        )
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         """Raise unless the input's dtype, rank and size fit and, where a state is given, its sizes."""

@@ -163,6 +163,6 @@ def run(stack: Stack) -> Results:
     path = rule(stack).path
     output, finals = run_by(stack, LAYERS[path])
     # Where there are two directions, they have been joined in a copy.
-    if path in ("fast", "compiled") and output.requires_grad and not stack.bidirectional:
+    if path == "fast" and output.requires_grad and not stack.bidirectional:
         output = output.clone()
     return output, finals

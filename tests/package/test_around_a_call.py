@@ -1,6 +1,7 @@
 """What programs do around a call: before it, within it, and between it and its backward."""
 
 import copy
+import functools
 import itertools
 import pickle
 import warnings
@@ -150,6 +151,7 @@ def test_what_a_subclass_overrides_is_asked_as_by_torch_nn(kind, given, form):
         calls = []
 
         def noted(name, base, calls=calls):
+            @functools.wraps(getattr(base, name))
             def method(self, *args):
                 calls.append((name, len(args)))
                 return getattr(base, name)(self, *args)
