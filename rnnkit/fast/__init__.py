@@ -63,7 +63,7 @@ def layer(directions: Sequence[Direction]) -> Results:
     if pair.pays(directions):
         output, finals = pair.run(directions, unroll)
         # An infinity of one, times the zeros between the two, is a NaN in the other.
-        if all(t.detach().isfinite().all() for t in (output, *(c for _, *others in finals for c in others))):
+        if pair.finite([output, *(c for _, *others in finals for c in others)]):
             return output, finals
     return one_by_one(unroll)(directions)
 

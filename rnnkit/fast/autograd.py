@@ -25,12 +25,13 @@ TELLING = all(hasattr(_functorch, f"is_{name}") for name in ("functorch_wrapped_
 
 def plain(tensors: Sequence[Tensor | None], like: Tensor) -> bool:
     """Say whether these, where they are not None, are strided tensors of like's dtype and device and nothing else."""
+    dtype, device, strided = like.dtype, like.device, torch.strided
     for tensor in tensors:
         if tensor is not None and not (
             type(tensor) in (Tensor, Parameter)
-            and tensor.dtype == like.dtype
-            and tensor.device == like.device
-            and tensor.layout == torch.strided
+            and tensor.dtype is dtype
+            and tensor.device == device
+            and tensor.layout is strided
             and TELLING
             and not _functorch.is_functorch_wrapped_tensor(tensor)
             and not _functorch.is_legacy_batchedtensor(tensor)
@@ -116,7 +117,7 @@ def go_back(ctx: Any, by_hand: ByHand, grads: Sequence[Tensor | None], needed: S
     if torch.is_grad_enabled() or not plain(grads, direction.input):
         return differentiate(direction, grads, needed, torch.is_grad_enabled())
     found = by_hand(direction, others, grads, needed)
-    if direction.pair and not all(grad is None or bool(grad.isfinite().all()) for grad in found):
+    if direction.pair and not pair.finite(found):
         # An infinity of one, times the zeros between the two, is a NaN in the other.
         return differentiate(direction, grads, needed, again=False)
     return found

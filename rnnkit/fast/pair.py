@@ -4,6 +4,7 @@ They are one direction of twice the size, whose weights are zero between the two
 input when the forward one takes the first's. All of it is plain torch operations around one unroll.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,14 @@ def run(directions: Sequence[Direction], unroll: Unroll) -> Results:
     ahead, back = output.chunk(2, -1)
     finals = zip(*(s.chunk(2, -1) for s in final), strict=True)
     return torch.cat((ahead, back.flip(0)), -1), [*finals]
+
+
+def finite(tensors: Sequence[Tensor | None]) -> bool:
+    """Say whether all numbers are finite, by their sum, which no other operation tells sooner.
+
+    Numbers so large that their sum is infinite are not taken to be finite: a pair that has them is run one by one.
+    """
+    return all(t is None or math.isfinite(t.detach().sum()) for t in tensors)
 
 
 def blocks(pair: tuple[Any, ...], gates: int) -> Tensor:

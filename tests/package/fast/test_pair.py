@@ -1,5 +1,7 @@
 """Both directions by one loop: when, and that nothing shows of it."""
 
+import math
+
 import pytest
 import torch
 from cases import (
@@ -58,6 +60,18 @@ def test_a_step_of_few_multiplications_is_paired_and_of_more_not(kind):
     for N, expected in ((pair.FEW // per_row, True), (pair.FEW // per_row + 1, False)):
         stack = make_stack(kind, D=2, dtype=torch.float32, L=1, N=N)
         assert pair.pays(directions_of(stack)) == expected, N
+
+
+@pytest.mark.parametrize("values", [[math.inf], [-math.inf], [math.nan], [math.inf, -math.inf]], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
+def test_a_number_that_is_not_finite_is_seen_wherever_it_stands(size, values):
+    large = torch.full((size,), torch.finfo(torch.float32).max / (2 * size))
+    assert pair.finite([None, large, -large, large.new_empty(0)])
+    for place in range(size):
+        tensor = large.clone()
+        for k, value in enumerate(values[:size]):
+            tensor[(place + k) % size] = value
+        assert not pair.finite([large, tensor]), f"{values} from {place} on"
 
 
 @kinds
