@@ -24,14 +24,14 @@ DEVICES = ("cuda",)  # where graphs can be captured
 
 
 def capture(function: Callable[[], None]) -> Replay:
-    """Capture what `function` launches as a CUDA graph and return what replays it."""
+    """Capture what `function` launches on the current device as a CUDA graph and return what replays it."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # once ahead: libraries set themselves up at a first call
         function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         function()
     return graph.replay
 
@@ -54,14 +54,16 @@ class Block:
         self.after = tuple(torch.zeros_like(s) for s in state)
         self.output = input.new_zeros(steps, input.size(1), state[0].size(1))
         self.tape = None if needed is None else fast.new_tape(self.direction)
-        self.replay_forward = capture(self._forward)
+        with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
+            self.replay_forward = capture(self._forward)
         if needed is None:
             return
         self.needed = needed
         self.dy, self.dstate = torch.zeros_like(self.output), tuple(torch.zeros_like(s) for s in state)
         tensors = zip(self.direction.tensors, needed, strict=True)
         self.grads = [torch.zeros_like(t) if need and t is not None else None for t, need in tensors]
-        self.replay_backward = capture(self._backward)
+        with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
+            self.replay_backward = capture(self._backward)
 
     def _forward(self) -> None:
         output, final = fast.Loop(self.direction).forward(self.tape)

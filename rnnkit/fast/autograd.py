@@ -45,6 +45,11 @@ def recording() -> bool:
     return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
+def recorded(direction: Direction) -> bool:
+    """Say whether autograd records what is made of a direction."""
+    return recording() and any(t is not None and t.requires_grad for t in direction.tensors)
+
+
 class ThroughTime(Function):
     """A direction, with its tensors for autograd to see. The tape is kept, or if `again` made again."""
 
@@ -139,7 +144,7 @@ def differentiate(direction: Direction, grads: Sequence[Tensor | None], needed: 
 @by_ends
 def unroll(direction: Direction) -> tuple[Tensor, State]:
     """Take one direction over all of its steps, as `recurrence.unroll` does, with a graph if any tensor wants one."""
-    if not recording() or not any(t is not None and t.requires_grad for t in direction.tensors):
+    if not recorded(direction):
         return Loop(direction).forward(None)
     again = direction.checkpoint_every is not None and not KERNELS[direction.equation.step].tapeless
     outputs, direction = [], aliased(direction)

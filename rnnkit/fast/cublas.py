@@ -30,10 +30,14 @@ def affine(total: int, rows: int, w: Tensor, b: Tensor | None) -> Affine:
     return lambda x, out: torch.addmm(b, x, w_t, out=out)
 
 
+def by_tf32() -> bool:
+    """Say whether products of float32 may be formed by TF32."""
+    return bool(getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32")
+
+
 def repeated(times: int, rows: int, w_t: Tensor) -> Product:
     """Make the product with w_t ready for `times` calls."""
-    tf32 = getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32"
-    if times >= WORTH_A_COPY and w_t.dtype == torch.float32 and not tf32 and w_t.numel() <= LARGE:
+    if times >= WORTH_A_COPY and w_t.dtype == torch.float32 and not by_tf32() and w_t.numel() <= LARGE:
         w_t = w_t.contiguous()
     return Product(w_t, torch.addmm, torch.mm)
 

@@ -15,31 +15,36 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from ..equations import State, Step, name_of
+from ..equations import Equation, State, name_of
 from ..recurrence import Carry
 from ..stack import Direction
 from ..untraced import untraced
 from . import cublas, ends
-from .autograd import aliased, go_back, keep
+from .autograd import aliased, go_back, keep, recorded
 from .kernels import KERNELS
 from .loop import Grads
 
 StepBack: TypeAlias = Callable[..., tuple[Tensor, Tensor, State]]
 
 
-@lru_cache(maxsize=64)
-def compiled(step: Step, gates: tuple[str, ...]) -> tuple[Callable[..., State], StepBack]:
+@lru_cache(maxsize=256)
+def compiled(
+    equation: Equation, as_wide: bool, direct_too: bool, *use: object
+) -> tuple[Callable[..., State], StepBack]:
     """Return an equation's step and its derivative, each compiled.
 
-    gates  the letters of the gates if each is as wide as the state's last tensor, else none
+    as_wide     whether each gate is as wide as the state's last tensor
+    direct_too  whether the step reads h itself: else its gradient is None, for hgates alone say what h does
+    use         what else tells calls apart for which a compiler makes kernels of their own, as dtypes
     returns
     (igates, hgates, state) -> the state after the step
     (igates, hgates, state, dstate, dy) -> the gradients of igates, hgates and state, by those of the state after the
     step and of the output there, which is that state's h
     """
+    step, gates = equation.step, equation.gates  # their number, were it kept, would be unknown to the compiler, too
 
     def forward(igates: Tensor, hgates: Tensor, state: State) -> State:
-        if gates:  # said for the compiler, to which sizes are unknown: then it needs one kernel, not two
+        if as_wide:  # said for the compiler, to which sizes are unknown: then it needs one kernel, not two
             torch._check(igates.size(1) == len(gates) * state[-1].size(1))  # type: ignore[no-untyped-call]
         return step(igates, hgates, state)[0]
 
@@ -48,51 +53,78 @@ def compiled(step: Step, gates: tuple[str, ...]) -> tuple[Callable[..., State], 
         _, derivative = torch.func.vjp(forward, igates, hgates, state)  # type: ignore[misc]
         dh, *others = dstate
         digates, dhgates, (direct, *rest) = derivative((dh + dy, *others))
-        return digates, dhgates, (direct.clone(), *rest)  # which is added to in place, so it may be no other's memory
+        # What is returned is added to in place, so it may be no other's memory.
+        return digates, dhgates, (direct.clone() if direct_too else None, *rest)
 
     def own(function: Any) -> Any:
-        """Compile a function under code of its own: by that the compiler counts how often it had to compile anew."""
+        """Compile a function under code of its own: after some compilations of one code the compiler gives up."""
         code = function.__code__.replace(co_name=f"{name_of(step)}_{function.__name__}")
         return torch.compile(FunctionType(code, globals(), closure=function.__closure__), dynamic=True)
 
     return own(forward), own(backward)
 
 
+@lru_cache(maxsize=256)
+def reads_h(equation: Equation, width: int, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Say whether a step reads h itself, as a GRU's does, besides the product that hgates are, by a row of zeros."""
+    with torch.inference_mode(False), torch.enable_grad():
+        gates = torch.zeros(1, width, dtype=dtype, device=device)
+        h, *others = (torch.zeros(1, size, dtype=dtype, device=device, requires_grad=True) for size in sizes)
+        after, _ = equation.step(gates, gates, (h, *others))
+        return any(
+            s.requires_grad and torch.autograd.grad(s.sum(), h, retain_graph=True, allow_unused=True)[0] is not None
+            for s in after
+        )
+
+
 def compiled_for(direction: Direction) -> tuple[Callable[..., State], StepBack]:
     """Return what is `compiled` of a direction's equation."""
-    step, gates = direction.equation.step, direction.equation.gates
-    as_wide = len(gates) * direction.state[-1].size(1) == direction.weights.w_hh.size(0)
-    return compiled(step, gates if as_wide else ())
+    weights, equation, use = direction.weights, direction.equation, (direction.input.dtype, direction.input.device)
+    width, sizes = weights.w_hh.size(0), tuple(s.size(1) for s in direction.state)
+    as_wide, direct_too = width == len(equation.gates) * sizes[-1], reads_h(equation, width, sizes, *use)
+    packed, projected = direction.batch_sizes is not None, weights.w_hr is not None
+    return compiled(equation, as_wide, direct_too, *use, cublas.by_tf32(), packed, projected)
 
 
 class FusedThroughTime(Function):
-    """A direction, with its tensors for autograd to see. Each step keeps its hgates, the state before it and m."""
+    """A direction, with its tensors for autograd to see."""
 
     @staticmethod
     def forward(ctx: Any, direction: Direction, *tensors: Tensor | None) -> Any:
-        step, _ = compiled_for(direction)
-        weights, order = direction.weights, in_order(direction)
-        carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
-        igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
-        if direction.lengths is not None:
-            KERNELS[direction.equation.step].shut(igates.flatten(0, 1), ends.through(direction))
-        w_hh = cublas.repeated(len(order), direction.state[0].size(0), weights.w_hh.t()).w
-        xs, outputs, kept = direction.split(igates), [igates] * len(order), list[Tensor]()
-        for t in order:
-            state = carry.resize(xs[t].size(0))
-            hgates = torch.mm(state[0], w_hh) if weights.b_hh is None else torch.addmm(weights.b_hh, state[0], w_hh)
-            m, *others = step(xs[t], hgates, state)
-            outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
-            carry.state = outputs[t], *others
-            kept += hgates, m, *state  # `by_hand` takes them apart again; m is h before its projection
-        keep(ctx, direction, tensors, igates, *kept)
-        # Results are no view of what is kept, nor of what was given.
-        return direction.join(outputs), *(s.clone() for s in carry.whole())
+        kept: list[Tensor] = []
+        output, state = run(direction, kept)
+        keep(ctx, direction, tensors, *kept)
+        return output, *state
 
     @staticmethod
     @untraced
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         return None, *go_back(ctx, by_hand, grads, ctx.needs_input_grad[1:])
+
+
+def run(direction: Direction, kept: list[Tensor] | None) -> tuple[Tensor, State]:
+    """Return the output and the state after the last step. For the way back, all igates, and of each step hgates, m and
+    the state before it are added to `kept`, if that is given; m is h before its projection."""
+    step, _ = compiled_for(direction)
+    weights, order = direction.weights, in_order(direction)
+    carry = Carry(tuple(s.clone() for s in direction.state))  # h and c apart: the compiler tells one from two
+    igates = F.linear(direction.input, weights.w_ih, weights.b_ih)
+    if direction.lengths is not None:
+        KERNELS[direction.equation.step].shut(igates.flatten(0, 1), ends.through(direction))
+    w_hh = cublas.repeated(len(order), direction.state[0].size(0), weights.w_hh.t()).w
+    xs, outputs = direction.split(igates), [igates] * len(order)
+    if kept is not None:
+        kept.append(igates)
+    for t in order:
+        state = carry.resize(xs[t].size(0))
+        hgates = torch.mm(state[0], w_hh) if weights.b_hh is None else torch.addmm(weights.b_hh, state[0], w_hh)
+        m, *others = step(xs[t], hgates, state)
+        outputs[t] = m if weights.w_hr is None else F.linear(m, weights.w_hr)
+        carry.state = outputs[t], *others
+        if kept is not None:
+            kept += hgates, m, *state  # `by_hand` takes them apart again
+    # Results are no view of what is kept, nor of what was given.
+    return direction.join(outputs), tuple(s.clone() for s in carry.whole())
 
 
 def by_hand(
@@ -120,20 +152,23 @@ def by_hand(
             dh, dy = dh + dy, no_dm[:n]  # added ahead of W_hr, so the compiled step gets zeros
             dm = torch.mm(dh, w_hr)
         digates, dhgates, (direct, *others) = step_back(xs[t], hgates, tuple(state), (dm, *rest), dy)
-        carry.state = direct.addmm_(dhgates, w_hh), *others
+        carry.state = torch.mm(dhgates, w_hh) if direct is None else direct.addmm_(dhgates, w_hh), *others
         found[t] = digates, dhgates, dh
 
-    steps = range(len(order))
-    digates, dhgates, dh = (torch.cat([found[t][k] for t in steps]) for k in range(3))
-    m, h = (torch.cat([by_step[t][k] for t in steps]) for k in (1, 2))
+    def rows(k: int, of: dict[int, Any]) -> Tensor:
+        """Return the k-th of all steps, one after another."""
+        return torch.cat([of[t][k] for t in range(len(order))])
+
+    digates = rows(0, found)
+    dhgates = digates if found[0][0] is found[0][1] else rows(1, found)
     x = direction.input.reshape(-1, direction.input.size(-1))
     formed: list[Callable[[], Tensor]] = [
         lambda: torch.mm(digates, w_ih).view_as(direction.input),
         lambda: torch.mm(digates.t(), x),
-        lambda: torch.mm(dhgates.t(), h),
+        lambda: torch.mm(dhgates.t(), rows(2, by_step)),  # by h before each step
         lambda: digates.sum(0),
         lambda: dhgates.sum(0),
-        lambda: torch.mm(dh.t(), m),
+        lambda: torch.mm(rows(2, found).t(), rows(1, by_step)),  # dh by m
         *(lambda s=s: s.clone() for s in carry.whole()),
     ]
     return [form() if need else None for form, need in zip(formed, needed, strict=True)]
@@ -147,7 +182,13 @@ def in_order(direction: Direction) -> list[int]:
 
 @ends.by_ends
 def unroll(direction: Direction) -> tuple[Tensor, State]:
-    """Take one direction over all of its steps, as `recurrence.unroll` does, two launches a step and way."""
+    """Take one direction over all of its steps, as `recurrence.unroll` does.
+
+    Forward a step is two kernels, its product and the rest; back it is a product and one kernel (RNN) or two.
+    """
+    if not recorded(direction):
+        with torch.no_grad():
+            return run(direction, None)
     direction = aliased(direction)
     output, *state = FusedThroughTime.apply(direction, *direction.tensors)  # type: ignore[no-untyped-call]
     return output, tuple(state)

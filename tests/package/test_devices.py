@@ -129,7 +129,8 @@ def rows_that_end(module, x, hx, lengths):
     """Results, and all gradients."""
     results = tree_leaves(module(x, hx, lengths=lengths))
     loss = sum(t.square().sum() for t in results)
-    return [*results, *torch.autograd.grad(loss, [x, *tree_leaves(hx), *module.parameters()])]
+    grads = torch.autograd.grad(loss, [x, *tree_leaves(hx), *module.parameters()])
+    return [*(t.detach() for t in results), *grads]  # no graph of theirs is alive when others are captured
 
 
 @cuda

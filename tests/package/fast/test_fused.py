@@ -1,13 +1,18 @@
 """The fused path: a step is the equation, compiled, and so is its derivative. It equals the readable path."""
 
+from itertools import product
+
 import pytest
 import torch
 from cases import assert_near, leaves, make_stack
 from helpers import KINDS, build
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkit
-from rnnkit import EQUATIONS, Equation, fast, recurrence
+from rnnkit import EQUATIONS, Equation, recurrence
 from rnnkit.fast import fused
 from rnnkit.stack import Layer, Stack, layer, run
 
@@ -101,6 +106,69 @@ def test_gradients_that_are_one_tensor_are_each_right(monkeypatch):
     assert_near(results["fused"], results["readable"], 1e-13, "ADDS")
 
 
+def compiled_by(monkeypatch, backend):
+    """Have `backend` get what the fused path compiles, in inductor's place."""
+    monkeypatch.undo()  # of `compiled_by_none`
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **named: compile(function, backend=backend, **named))
+    fused.compiled.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["tanh", "relu", "LSTM", "GRU"])
+def test_the_compiler_knows_how_wide_the_gates_are(kind, monkeypatch):
+    """Of unknown sizes that fit each other it makes one kernel, of any others two."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append([n.meta["example_value"] for n in module.graph.nodes if n.op == "placeholder"])
+        return module.forward
+
+    compiled_by(monkeypatch, backend)
+    module = build(rnnkit, kind, dtype=torch.float32)
+    module.path = "fused"
+    module(torch.randn(6, 4, 3))[0].sum().backward()
+    assert graphs
+    for inputs in graphs:
+        widths = [t.size(1) for t in inputs if isinstance(t, Tensor)]
+        gates, h = max(widths, key=lambda width: width.node.hint), min(widths, key=lambda width: width.node.hint)
+        assert statically_known_true(gates == len(module.equation.gates) * h), f"{kind}: {gates} and {h}"
+
+
+@pytest.mark.slow
+def test_no_use_of_the_fused_path_exhausts_the_compilations_of_another(monkeypatch):
+    """Dtypes, projections and packed rows, compiled under one code, would together count against its limit."""
+    compiled_by(monkeypatch, CompileCounter())
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for dtype, packed, proj_size in product((torch.float32, torch.float64, torch.bfloat16), (False, True), (0, 2)):
+            module = rnnkit.LSTM(3, 4, dtype=dtype, proj_size=proj_size)
+            module.path = "fused"
+            x = torch.randn(6, 4, 3, dtype=dtype)
+            output, _ = module(pack_padded_sequence(x, [6, 4, 4, 1]) if packed else x)
+            (output.data if packed else output).sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_of_a_step_that_reads_h_there_is_a_gradient_of_it_besides_the_product(kind):
+    stack = make_stack(kind)
+    direction = stack.direction(0, stack.input, False)
+    state = direction.state
+    igates = torch.randn(state[0].size(0), direction.weights.w_hh.size(0), dtype=state[0].dtype)
+    m = state[-1]
+    *_, (direct, *_) = fused.compiled_for(direction)[1](igates, igates.clone(), state, (m, *state[1:]), m)
+    assert (direct is not None) == (kind == "GRU")
+
+
+def test_without_a_graph_nothing_is_kept(monkeypatch):
+    kept = []
+    monkeypatch.setattr(fused, "keep", lambda *anything: kept.append(anything))
+    stack = make_stack("LSTM")
+    with torch.no_grad():
+        run(stack, layer(fused.unroll))
+    assert not kept
+    run(stack, layer(fused.unroll))
+    assert kept
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_compiled_it_is_the_same(kind, monkeypatch):
@@ -115,5 +183,3 @@ def test_compiled_it_is_the_same(kind, monkeypatch):
         grads = torch.autograd.grad(output.square().sum(), list(module.parameters()))
         results[path] = {"output": output} | {f"grad {k}": grad for k, grad in enumerate(grads)}
     assert_near(results["fused"], results["always fast"], 1e-13, kind)
-    equation = module.equation
-    assert fast.fused.compiled(equation.step, equation.gates) is fused.compiled(equation.step, equation.gates)
