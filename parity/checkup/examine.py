@@ -31,6 +31,8 @@ from .subjects import Subject
 
 #: What torch.testing.assert_close allows, relative to the largest number.
 TOLERANCES = {"float64": 1e-7, "float32": 1.3e-6, "bfloat16": 1.6e-2, "float16": 1e-3}
+#: What is raised by a module that could not be made, or not with torch.nn's parameters.
+UNMADE = (subjects.IncomparableError, subjects.NotOfferedError, subjects.UnlikeError)
 #: Facts that a person's own module need not share with torch.nn's.
 PEDANTIC = {"warnings", "contiguous", "structure"}
 #: Options by the probe that finds out whether they are offered.
@@ -51,10 +53,9 @@ FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("projection", lambda case: case.kind == "LSTM-proj"),
     ("dropout, one layer", lambda case: bool(case.dropout)),
 )
-QUICK_SPECIALS = (
-    "",
-    *(name for name in grid.SPECIALS if name not in ("autocast", "keywords")),
-)
+#: Special circumstances in which a person's own module is compared: it need not have torch.nn's names of arguments, nor
+#: take autocast's dtype for its own operations.
+SPECIALS = ("", *(name for name in grid.SPECIALS if name not in ("autocast", "keywords")))
 
 
 def check(
@@ -140,6 +141,10 @@ def examine(
         progress(f"case {number + 1} of {len(chosen)}")
         results.append(judge(case, doctor.subject.namespace, doctor.reference, seed))
     checkup.rows = rows(results, diagnosis)
+    for result in results:
+        if _unmade(result, subjects.IncomparableError) and not diagnosis.unreadable:
+            diagnosis.unreadable.append(result.case.name)
+            diagnosis.not_run[result.case.name] = "its parameters could not be read"
     diagnosis.noted += noted(subject)
     progress("where it begins")
     measure(checkup, doctor)
@@ -170,10 +175,11 @@ def cases(subject: Subject, diagnosis: Diagnosis, size: str, device: str = "cpu"
         every = (replace(case, layers=1) if case.special else case for case in every)
     if "bias" in diagnosis.left_out:
         every = (replace(case, bias=False) if case.special else case for case in every)
-    offered = [case for case in dict.fromkeys(every) if not any(applies(case) for applies in lacking)]
+    every = (case for case in dict.fromkeys(every) if case.special in SPECIALS)
+    offered = [case for case in every if not any(applies(case) for applies in lacking)]
     if size == "full":
         return [case for case in offered if not case.dtype.startswith("complex")]
-    few = [c for c in offered if c.dtype in ("float64", "float32") and not c.onednn and c.special in QUICK_SPECIALS]
+    few = [case for case in offered if case.dtype in ("float64", "float32") and not case.onednn]
     few = [c for c in few if not c.special or not (c.batch_first or c.kind == "LSTM-proj")]
     return few if len(few) < 60 else grid.quick(few, strength=2)
 
@@ -185,7 +191,7 @@ def rows(results: Sequence[Result], diagnosis: Diagnosis) -> list[Row]:
     found = []
     for result in results:
         verdict = _verdict(result)
-        if verdict is Verdict.ERROR and not _axes(result.case) <= worked:
+        if verdict is Verdict.ERROR and (_unmade(result, *UNMADE) or not _axes(result.case) <= worked):
             verdict = Verdict.NOT_OFFERED
         masked = result.case.dropout == "dropout_train" and result.case.layers > 1
         if verdict is Verdict.DIFFERENT and masked and placed:
@@ -202,6 +208,12 @@ def _axes(case: Case) -> set[tuple[str, Any]]:
 
 def _raised(result: Result) -> bool:
     return any(difference.name == "error" for difference in result.differences)
+
+
+def _unmade(result: Result, *kinds: type[Exception]) -> bool:
+    """Say whether it raised one of these: there was no such module to compare, or nothing told its parameters."""
+    reasons = [difference.note for difference in result.differences if difference.name == "error"]
+    return any(f"the subject: {kind.__name__}" in reason for reason in reasons for kind in kinds)
 
 
 def _serious(result: Result) -> list[Difference]:

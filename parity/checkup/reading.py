@@ -14,7 +14,7 @@ from ..mutants.orders import Order, orders
 from .patient import Patient
 from .probes import BASE, Probe, example_of, one_step, values
 from .search import Finding, errors_of_orders, search, tolerance
-from .subjects import IgnoredError, IncomparableError
+from .subjects import IncomparableError, UnlikeError
 from .weights import Layout, normalising
 
 
@@ -29,9 +29,9 @@ def read(patient: Patient, probe: Probe) -> None:
         if reader.exact(arguments):
             return
         layouts = reader.layouts(arguments)
-    except IgnoredError as error:
-        fix = "leave the biases out where bias is False"
-        patient.add(Finding(str(error), "", fix, "its parameters are the same"))
+    except UnlikeError as error:
+        what, fix, seen = error.args
+        patient.add(Finding(what, "", fix, seen))
         return
     except IncomparableError:
         if probe is BASE:

@@ -102,7 +102,10 @@ class Checkup:
         part = "could be compared" if self.diagnosis.not_run else "it offers" if self.diagnosis.not_offered else ""
         lacking = f" in what {part}" * bool(part)
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
-        return f"{self.subject} is {torchs}{lacking}, {how}"
+        reader = self.diagnosis.subject.reader
+        bound = ", ".join(() if reader is None else reader.bound)
+        limits = f", where its weights can be torch.nn's: a parametrization limits {bound}" * bool(bound)
+        return f"{self.subject} is {torchs}{lacking}, {how}{limits}"
 
     @property
     def _why_unread(self) -> str:

@@ -50,9 +50,11 @@ class IncomparableError(Exception):
     """Nothing can be compared; the text says why, and what to do."""
 
 
-class IgnoredError(NotOfferedError):
-    """The constructor takes an option and does nothing about it."""
+class UnlikeError(NotOfferedError):
+    """Its parameters show that it is not torch.nn's: (what it does, what to do, how that was seen)."""
 
+
+SAME = "its parameters are the same"  # without the option
 
 #: Other names of options and of sizes in people's constructors.
 ALIASES = {
@@ -246,6 +248,7 @@ class Reader:
         self.biased = True  # False where it has no biases, whatever is asked
         self.both = False  # True where it has two directions, whatever is asked
         self.said: list[str] = []
+        self.bound: tuple[str, ...] = ()  # weights that a parametrization keeps from being any
         self.heads: tuple[str, ...] = ()  # Linears on the output, which are left out
 
     def module(self, **arguments: Any) -> nn.Module:
@@ -307,7 +310,7 @@ class Reader:
             if not arguments.get("bias", True) and "bias" in _options(self.target):
                 other = self.construct({**clear, "bias": True})
                 if shapes_of(other) == shapes_of(module):
-                    raise IgnoredError("bias=False is ignored")
+                    raise UnlikeError("bias=False is ignored", "leave the biases out where bias is False", SAME)
         if not shapes_of(module):
             if [*module.buffers()]:
                 raise IncomparableError("its weights are buffers, which learn nothing: register them as parameters")
@@ -318,6 +321,7 @@ class Reader:
         try:
             found = readings(shapes_of(module), shapes_of(reference), self.class_name.removesuffix("Cell"), module)
         except UnreadableError as error:
+            self._unlike(module, clear)
             if any(isinstance(child, nn.Embedding) for child in module.modules()):
                 raise IncomparableError(
                     "an Embedding stands before it: name the recurrent module inside, or a function (input_size, "
@@ -330,6 +334,24 @@ class Reader:
         found.sort(key=lambda layout: layout.style != self.style)
         self.readings[key] = found
         return found
+
+    def _unlike(self, module: nn.Module, arguments: dict[str, Any]) -> None:
+        """Raise UnlikeError if a module has the parameters of fewer layers or directions than it was made with."""
+        several = [
+            name for name in ("num_layers", "bidirectional") if arguments.get(name, DEFAULTS[name]) != DEFAULTS[name]
+        ]
+        for name in several:
+            plain = self.construct({**arguments, name: DEFAULTS[name]})
+            if shapes_of(plain) == shapes_of(module):
+                raise UnlikeError(f"{name} is ignored", "make parameters for each layer and direction", SAME)
+        if len(several) == 2 and runs(module):
+            one = reference_of(self.class_name, {**arguments, "bidirectional": False})
+            if sum(p.numel() for p in module.parameters()) == 2 * sum(p.numel() for p in one.parameters()):
+                raise UnlikeError(
+                    "the two directions are stacks apart, joined at the end",
+                    "hand both directions' outputs, side by side, to both directions of the layer above",
+                    "it has as many parameters as two such stacks",
+                )
 
     def choose(self, arguments: dict[str, Any], layout: Layout) -> None:
         """Take this reading for the right one, in this configuration and, as far as it says, in all others."""
@@ -372,14 +394,13 @@ class Reader:
             arguments.pop("bias", None)
         if self.both:
             arguments.pop("bidirectional", None)
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
         unsaid = DEFAULTS | _defaults(self.target, self.init)
         asked = {option: DEFAULTS[option] for option in options} | arguments
         given = dict(self.init)
         for option, value in asked.items():
             if option not in DEFAULTS:
                 continue
-            name = options.get(option, option if takes_any else "")
+            name = options.get(option, option if self.hands_on else "")
             required = name in own and own[name].default is inspect.Parameter.empty
             if name in self.init:
                 if self.init[name] != value and (option, value) != ("batch_first", False):  # seen by the shapes, later
@@ -389,6 +410,18 @@ class Reader:
             elif not name and unsaid[option] != value:
                 raise NotOfferedError(f"no argument {option}")
         return self._call(own, given, arguments["input_size"], arguments["hidden_size"])
+
+    @functools.cached_property
+    def hands_on(self) -> bool:
+        """Whether the constructor hands on what it takes by **: then a name that nobody has is refused."""
+        own = _parameters(self.target)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            return False
+        try:
+            self._call(own, {**self.init, "no_such_option": None}, *CLEAR.values())
+        except IncomparableError:
+            return True
+        return False
 
     def _call(self, own: dict[str, inspect.Parameter], given: dict[str, Any], *sizes: int) -> nn.Module:
         named = [next((name for name in names if name in own and name not in given), "") for names in (INPUTS, HIDDENS)]
@@ -424,8 +457,9 @@ class Reader:
             raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error
         if not isinstance(module, nn.Module):
             raise IncomparableError(f"it makes a {type(module).__name__}, which is no torch.nn.Module")
-        if without_parametrizations(module):
+        if free := without_parametrizations(module):
             self._say("weights under one of torch's parametrizations are compared as they come out of it")
+            self.bound = tuple(name for name in free if not free[name])
         for name in self.heads:
             module.set_submodule(name, nn.Identity())
         if isinstance(module, torch.jit.ScriptModule):
@@ -476,17 +510,34 @@ class Reader:
             self.said.append(line)
 
 
-def without_parametrizations(module: nn.Module) -> bool:
-    """Let weights that torch's parametrizations compute be parameters, as they come out; say whether there are any."""
+def without_parametrizations(module: nn.Module) -> dict[str, bool]:
+    """Let weights that torch's parametrizations compute be parameters, as they come out.
+
+    returns their names, and whether each can be any matrix, as one can that is made of a direction and a length
+    """
     found = [
-        (child, name)
-        for child in module.modules()
+        (path, child, name)
+        for path, child in module.named_modules()
         if isinstance(lists := getattr(child, "parametrizations", None), nn.ModuleDict)
         for name in lists
     ]
-    for child, name in found:
+    free = {f"{path}.{name}".removeprefix("."): can_be_any(child, name) for path, child, name in found}
+    for _, child, name in found:
         parametrize.remove_parametrizations(child, name)
-    return bool(found)
+    return free
+
+
+def can_be_any(module: nn.Module, name: str) -> bool:
+    """Say whether a parametrized weight, set to random numbers, has them. It is left as it was."""
+    before = getattr(module, name).detach().clone()
+    wanted = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
+    try:
+        setattr(module, name, wanted)
+        found = getattr(module, name)
+        setattr(module, name, before)
+    except Exception:  # it has no right_inverse, or that one refuses them
+        return False
+    return torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 class ConstructionError(IncomparableError):
@@ -497,6 +548,16 @@ GIVE_A_MAP = (
     "say how they are made of torch.nn's: --write-map maps.py writes a file to fill in, --map maps.py:weights gives it "
     "(weight_map=)"
 )
+
+
+def runs(module: nn.Module) -> bool:
+    """Say whether a layer can be called with an input alone."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(3, 3, CLEAR["input_size"], dtype=next(module.parameters()).dtype))
+    except Exception:  # whatever it raises
+        return False
+    return True
 
 
 def _takes_more(own: dict[str, inspect.Parameter]) -> bool:
@@ -560,12 +621,12 @@ class MappedSubject(Adapted):
         own = dict(self.hidden[0].named_parameters())
         self.filled = {} if value is None else {name: torch.full_like(own[name], value) for name in names}
 
-    def forward(self, input: Any, *hx: Any) -> Any:
-        (inner,) = self.hidden
+    def forward(self, input: Any, hx: Any = None, *others: Any) -> Any:
+        (inner,), states = self.hidden, (hx, *others)
         weights = self.weight_map(dict(self.named_parameters())) | self.filled
         inner.train(self.training)
         before = {name: version(weight) for name, weight in weights.items()}
-        result = self.call(inner, weights, (input, *(state for state in hx if state is not None)))
+        result = self.call(inner, weights, (input, *(state for state in states if state is not None)))
         self.written = [name for name, weight in weights.items() if version(weight) != before[name]]
         return result
 
@@ -634,6 +695,17 @@ def paired(result: Any) -> Any:
     return (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) and len(result) == 3 else result
 
 
+def stacked(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Turn (input, (h_0, c_0)) into (input, the two in one tensor)."""
+    return (parts[0], torch.stack(parts[1])) if len(parts) > 1 and isinstance(parts[1], tuple) else parts
+
+
+def unstacked(result: Any) -> Any:
+    """Turn (output, h_n and c_n in one tensor) into (output, (h_n, c_n))."""
+    states = result[1] if isinstance(result, (tuple, list)) and len(result) == 2 else None
+    return (result[0], (*states,)) if isinstance(states, Tensor) and len(states) == 2 else result
+
+
 def of_pair(place: int) -> Callable[[Any], Any]:
     """Turn (h, state), or (state, h), into the state, which is at this place."""
     return lambda result: result[place] if isinstance(result, (tuple, list)) and len(result) == 2 else result
@@ -652,6 +724,8 @@ CONVENTIONS = (
     Convention(
         "h_0 and c_0 are taken side by side", "", "take one argument hx, a pair: h_0, c_0 = hx", side_by_side,
     ),
+    Convention("h_n and c_n are returned in one tensor", "", "return output, (h_n, c_n)", leave=unstacked),
+    Convention("h_0 and c_0 are taken in one tensor", "", "take a pair: h_0, c_0 = hx", stacked),
     Convention(
         "input is always taken as (N, L, H_in)", "torchrl, Keras, Flax, and most tutorials",
         "take (L, N, H_in) unless batch_first is set, or say batch_first=True on torch.nn's side",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class Part:
     gates: str  # of its rows, in its own order
     turn: tuple[int, int, int] = (0, 1, 2)
     bias: bool = False
-    stacked: bool = False  # both biases in one parameter, one behind the other
+    both: str = ""  # "cat" or "stack" where both biases are in one parameter, one behind the other
     alone: str = ""  # of a bias of two sources: the gates of which it has the first alone
 
     def take(self, weights: dict[str, Tensor], gates: str, shape: tuple[int, ...]) -> Tensor:
@@ -60,9 +60,9 @@ class Part:
             elsewhere = torch.tensor([[gate in self.alone] for gate in gates], device=found[0].device)
             found[1:] = [b.reshape(len(gates), -1).masked_fill(elsewhere, 0).flatten() for b in found[1:]]
         if self.bias:
-            whole = torch.stack(found) if self.stacked else sum(found[1:], found[0]).unsqueeze(1)
-            if self.stacked:
-                return whole.reshape(shape)
+            if self.both:
+                return torch.cat(found).reshape(shape)
+            whole = sum(found[1:], found[0]).unsqueeze(1)
         else:
             whole = torch.cat(found, 1)
         if not self.gates:
@@ -77,8 +77,8 @@ class Part:
         rows = "" if self.gates in ("", gates) else f"[gate{'s' * (len(self.gates) > 1)} {' '.join(self.gates)}]"
         stem = "bias" if self.bias else "weight"
         joined = (" + " if self.bias else ", ").join(f"{stem}_{source}{slot}{rows}" for source in self.sources)
-        if self.stacked:
-            return f"stack([{joined.replace(' + ', ', ')}])"
+        if self.both:
+            return f"{self.both}([{joined.replace(' + ', ', ')}])"
         joined += f" (of {' '.join(self.alone)} {stem}_{self.sources[0]} alone)" * bool(self.alone)
         text = joined if self.bias or len(self.sources) == 1 else f"cat([{joined}], 1)"
         turned = not self.bias and self.turn in (TURNS[1], TURNS[2], TURNS[4])
@@ -109,7 +109,7 @@ class Layout:
     def merged(self) -> bool:
         """Say whether a GRU has one bias where torch.nn has b_in and b_hn."""
         return "n" in self.gates and any(
-            part.bias and "n" in part.gates and "n" not in part.alone and len(part.sources) > 1 and not part.stacked
+            part.bias and "n" in part.gates and "n" not in part.alone and len(part.sources) > 1 and not part.both
             for part in self.parts
         )
 
@@ -132,7 +132,21 @@ def readings(own: Shapes, shapes: Shapes, kind: str, module: nn.Module | None = 
     module  is asked for layers and directions, if it is given
     """
     aside = () if module is None else tuple(normalising(module))
-    reader = Reader({name: shape for name, shape in own.items() if name not in aside}, shapes, kind)
+    found, problem = plausible({name: shape for name, shape in own.items() if name not in aside}, shapes, kind, module)
+    if module is not None and (not found or found[0].extras) and (unused := idle(module, shapes)):
+        others = {name: shape for name, shape in own.items() if name not in (*aside, *unused)}
+        without, _ = plausible(others, shapes, kind, module)
+        found, aside = (without, (*aside, *unused)) if without else (found, aside)
+    if not found:
+        raise UnreadableError(problem)
+    fills = (0.0, 1.0, None) if found[0].extras and not aside else (None,)  # a normalisation by 0 leaves nothing
+    found = [replace(layout, extras=layout.extras + aside) for layout in found]
+    return [replace(layout, fill=fill) for fill in fills for layout in found]
+
+
+def plausible(own: Shapes, shapes: Shapes, kind: str, module: nn.Module | None) -> tuple[list[Layout], str]:
+    """Return what `readings` lists, and if that is nothing, why."""
+    reader = Reader(own, shapes, kind)
     found: list[Layout] = []
     problem = "no parameters"
     for how, slots in reader.slots(module):
@@ -145,11 +159,7 @@ def readings(own: Shapes, shapes: Shapes, kind: str, module: nn.Module | None = 
             known = [(other.parts, other.extras) for other in found]
             if (layout.parts, layout.extras) not in known:
                 found.append(layout)
-    if not found:
-        raise UnreadableError(problem)
-    found = [replace(layout, extras=layout.extras + aside) for layout in found]
-    fills = (0.0, 1.0, None) if found[0].extras and not aside else (None,)  # a normalisation by 0 leaves nothing
-    return [replace(layout, fill=fill) for fill in fills for layout in found]
+    return found, problem
 
 
 def normalising(module: nn.Module) -> Iterator[str]:
@@ -157,6 +167,43 @@ def normalising(module: nn.Module) -> Iterator[str]:
     for name, child in module.named_modules():
         if name and "norm" in type(child).__name__.lower() and not list(child.children()):
             yield from (f"{name}.{own}" for own, _ in child.named_parameters())
+
+
+def each_moved(
+    module: nn.Module, names: Sequence[str], shapes: Shapes
+) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Yield for each parameter its name and all tensors that the module returns, before and after it is moved."""
+    first = next(name for name in shapes if name.startswith("weight_ih"))
+    sizes = (8, 9, shapes[first][1]) if "_l0" in first else (9, shapes[first][1])
+    dtype, generator = next(module.parameters()).dtype, torch.Generator().manual_seed(1)
+
+    def drawn(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, dtype=torch.float64).to(dtype)
+
+    x = drawn(*sizes)
+    usual = {name: 0.5 * drawn(*parameter.shape) for name, parameter in module.named_parameters()}
+
+    def results(moved: dict[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            result = torch.func.functional_call(module, moved, (x,))
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    before = results(usual)
+    for name in names:
+        yield name, before, results(usual | {name: usual[name] + 0.3})
+
+
+def idle(module: nn.Module, shapes: Shapes) -> tuple[str, ...]:
+    """Name the parameters that change nothing when they are moved; none if the module can't be asked."""
+    names = [name for name, _ in module.named_parameters()]
+    try:
+        return tuple(
+            name
+            for name, *both in each_moved(module, names, shapes)
+            if all(torch.equal(before, after) for before, after in zip(*both, strict=True))
+        )
+    except Exception:  # as in a call without a state
+        return ()
 
 
 def infer(own: Shapes, shapes: Shapes, kind: str) -> Layout:
@@ -204,27 +251,14 @@ class Reader:
         returns {} if that says nothing
         """
         count = len(self.suffixes)
-        columns = self.shapes["weight_ih" + self.suffixes[0]][1]
-        dtype = next(module.parameters()).dtype
-        x = torch.randn(8, 9, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
-        def states(moved: dict[str, Tensor]) -> list[Tensor]:
-            with torch.no_grad():
-                result = torch.func.functional_call(module, moved, (x,))
-            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            return [leaf.movedim(leaf.shape.index(count), 0) for leaf in leaves if leaf.shape.count(count) == 1]
+        def states(tensors: list[Tensor]) -> list[Tensor]:
+            return [t.movedim(t.shape.index(count), 0) for t in tensors if t.shape.count(count) == 1]
 
         answers: dict[str, set[int]] = {}
         try:
-            generator = torch.Generator().manual_seed(2)
-            usual = {
-                n: 0.5 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-                for n, p in module.named_parameters()
-            }
-            before = states(usual)
-            for name in self.names:
-                after = states(usual | {name: usual[name] + 0.3})
-                pairs = list(zip(before, after, strict=True))
+            for name, before, after in each_moved(module, self.names, self.shapes):
+                pairs = list(zip(states(before), states(after), strict=True))
                 answers[name] = {
                     k for k in range(count) if any(not torch.allclose(a[k], b[k], rtol=0, atol=1e-9) for a, b in pairs)
                 }
@@ -365,8 +399,9 @@ class Reader:
         """Give each bias the matrix whose name it shares; those that are left, the matrices that are left, in order."""
         G, parts = len(self.gates), dict[str, Part]()
         for name in vectors:
-            if self.own[name] == (2, G * self.H):
-                return {name: Part(name, suffix, ("ih", "hh"), self.gates, bias=True, stacked=True)}
+            if merges(self.own[name], [2, G * self.H], (0, 1)):
+                both = "stack" if self.own[name] == (2, G * self.H) else "cat"
+                return {name: Part(name, suffix, ("ih", "hh"), self.gates, bias=True, both=both)}
         sizes = {name: math.prod(self.own[name]) // self.H for name in vectors
                  if any(merges(self.own[name], [k, self.H], (0, 1)) for k in range(1, G + 1))
                  and "norm" not in name.lower() and not peephole(name)}  # fmt: skip
@@ -392,8 +427,8 @@ class Reader:
             others = "".join(other.gates for n, other in parts.items() if n != name)
             alone = "".join(gate for gate in part.gates if gate in others and len(part.sources) == 1)
             if len(alone) < len(part.gates):
-                both = ("hh", "ih") if alone and part.sources == ("hh",) else ("ih", "hh")
-                parts[name] = replace(part, sources=both, alone=alone)
+                sources = ("hh", "ih") if alone and part.sources == ("hh",) else ("ih", "hh")
+                parts[name] = replace(part, sources=sources, alone=alone)
         return parts
 
 

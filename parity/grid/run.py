@@ -337,14 +337,18 @@ def _outputs(seen: Observations, case: Case, result: Any) -> dict[str, Tensor]:
     """Name the tensors of a forward's result; their container is recorded as a fact."""
     seen.facts["structure"] = _structure(result)
     if case.is_cell:
-        return dict(zip(("h_1", "c_1"), result if case.is_lstm else (result,), strict=False))
+        names, states = ("h_1", "c_1")[: 1 + case.is_lstm], result if case.is_lstm else (result,)
+        return dict(zip(names, states, strict=True))
     output, states = result
     if isinstance(output, PackedSequence):
         for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
             indices = getattr(output, name)
             seen.facts[name] = None if indices is None else (str(indices.device), indices.tolist())
         output = output.data
-    return {"output": output} | dict(zip(("h_n", "c_n"), states if case.is_lstm else (states,), strict=False))
+    if case.is_lstm and isinstance(states, Tensor):
+        raise TypeError("h_n and c_n are one tensor, not two")
+    names, states = ("h_n", "c_n")[: 1 + case.is_lstm], states if case.is_lstm else (states,)
+    return {"output": output} | dict(zip(names, states, strict=True))
 
 
 def _structure(value: Any) -> str:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from subjects import strangers
 from torch import nn
 
 from parity.checkup.diagnose import Doctor
@@ -472,3 +473,203 @@ def test_a_cell_that_takes_its_state_first_is_told_so(cls, names):
     result = check(cls, raises=False)
     assert (result.diagnosis.names, result.exit_code) == (names, 1)
     assert all(row.verdict.passes for row in result.rows)
+
+
+class SpareGRU(nn.Module):
+    """Right; a Linear that nothing reads, as wide as the recurrent one, comes before it."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.x2h = nn.Linear(input_size, 3 * hidden_size)
+        self.spare = nn.Linear(hidden_size, 3 * hidden_size)
+        self.h2h = nn.Linear(hidden_size, 3 * hidden_size)
+
+    def forward(self, x, hx=None):
+        h = x.new_zeros(x.size(1), self.h2h.in_features) if hx is None else hx[0]
+        outputs = []
+        for x_t in x:
+            (r, z, n), (r_h, z_h, n_h) = self.x2h(x_t).chunk(3, 1), self.h2h(h).chunk(3, 1)
+            n, z = torch.tanh(n + torch.sigmoid(r + r_h) * n_h), torch.sigmoid(z + z_h)
+            h = n + z * (h - n)
+            outputs.append(h)
+        return torch.stack(outputs), h[None]
+
+
+class FirstSpareRNN(nn.Module):
+    """Right; all that nothing reads comes first."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.spare = nn.Parameter(torch.randn(hidden_size, hidden_size))
+        self.other_spare = nn.Parameter(torch.randn(hidden_size))
+        self.cell = nn.RNN(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        return self.cell(x, hx)
+
+
+def both_biases_in_one(*sizes):
+    """Return an LSTM, right, whose biases are one parameter of this shape; None stands for 8*H."""
+
+    class OneBiasLSTM(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4 * hidden_size, input_size))
+            self.r = nn.Parameter(torch.randn(4 * hidden_size, hidden_size))
+            self.b = nn.Parameter(torch.randn([8 * hidden_size if size is None else size for size in sizes]))
+
+        def forward(self, x, hx=None):
+            hx = (x.new_zeros(1, x.size(1), self.r.size(1)),) * 2 if hx is None else hx
+            weights = [self.w, self.r, *self.b.flatten().chunk(2)]
+            output, *hx = torch.lstm(x, hx, weights, True, 1, 0.0, False, False, False)
+            return output, tuple(hx)
+
+    return OneBiasLSTM
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [SpareGRU, FirstSpareRNN, both_biases_in_one(None), both_biases_in_one(1, None)],
+    ids=lambda cls: cls.__name__,
+)
+def test_what_nothing_reads_and_biases_end_to_end_are_no_mistake(cls):
+    assert reasons(cls) == []
+
+
+@pytest.mark.parametrize(
+    "cls", [SpareGRU, strangers.StackedConcatLSTM, strangers.ListsGRU], ids=lambda cls: cls.__name__
+)
+def test_the_full_grid_accuses_nothing_that_is_right(cls):
+    """Of other names of arguments, that is, or of its own dtypes under autocast."""
+    result = check(cls, grid="full", raises=False)
+    assert result.exit_code == 0, result.verdict
+    assert {"bfloat16", "float16"} <= {row.case.dtype for row in result.rows}
+
+
+class SwallowingLSTM(nn.Module):
+    """Right in one layer; what else is asked of its constructor is dropped."""
+
+    def __init__(self, input_size, hidden_size, **unused):
+        super().__init__()
+        self.core = nn.LSTM(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        return self.core(x, hx)
+
+
+def test_what_a_constructor_drops_is_not_offered():
+    result = check(SwallowingLSTM, raises=False)
+    assert (result.exit_code, result.diagnosis.names) == (0, [])
+    assert {"two layers", "two directions", "batch_first", "no bias"} <= set(result.diagnosis.not_offered)
+
+
+def bound(parametrize, **named):
+    """Return an RNN whose recurrent weight one of torch's parametrizations makes."""
+
+    class BoundRNN(nn.RNN):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            parametrize(self, "weight_hh_l0", **named)
+
+    return BoundRNN
+
+
+class Clamped(nn.Module):
+    def forward(self, weight):
+        return weight.clamp(-0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cls", "limited"),
+    [
+        (bound(nn.utils.parametrizations.weight_norm), False),
+        (bound(nn.utils.parametrizations.orthogonal), True),
+        (bound(nn.utils.parametrizations.spectral_norm), True),
+        (bound(nn.utils.parametrize.register_parametrization, parametrization=Clamped()), True),
+    ],
+    ids=["weight_norm", "orthogonal", "spectral_norm", "clamped"],
+)
+def test_a_weight_that_cannot_be_any_is_told_in_the_headline(cls, limited):
+    result = check(cls, raises=False)
+    assert result.exit_code == 0
+    assert ("a parametrization limits weight_hh_l0" in result.headline) == limited, result.headline
+
+
+class StacksApartGRU(nn.Module):
+    """Wrong from two layers of two directions on: no layer sees the other direction of the one below it."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False):
+        super().__init__()
+        self.stacks = nn.ModuleList(nn.GRU(input_size, hidden_size, num_layers) for _ in range(1 + bidirectional))
+
+    def forward(self, x, hx=None):
+        hx = [None] * 2 if hx is None else hx.unflatten(0, (-1, len(self.stacks))).unbind(1)
+        ahead, *back = self.stacks
+        output, h_n = ahead(x, hx[0])
+        if not back:
+            return output, h_n
+        other, h_back = back[0](x.flip(0), hx[1])
+        return torch.cat((output, other.flip(0)), 2), torch.stack((h_n, h_back), 1).flatten(0, 1)
+
+
+class OneLayerLSTM(nn.Module):
+    """Wrong: it is one layer in one direction, whatever is asked."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False):
+        super().__init__()
+        self.cell = nn.LSTM(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        return self.cell(x, hx)
+
+
+def test_directions_that_never_meet_are_told_so():
+    result = check(StacksApartGRU, raises=False)
+    assert result.diagnosis.names == ["the two directions are stacks apart, joined at the end"]
+    assert result.exit_code == 1
+    assert "Error" not in result.headline
+
+
+def test_options_that_make_no_parameters_are_ignored():
+    assert reasons(OneLayerLSTM) == ["num_layers is ignored", "bidirectional is ignored"]
+
+
+class OneTensorLSTM(nn.LSTM):
+    """Its states are one tensor."""
+
+    def forward(self, x, hx=None):
+        output, states = super().forward(x, None if hx is None else tuple(hx.unbind(0)))
+        return output, torch.stack(states)
+
+
+class OneFlatTensorLSTM(OneTensorLSTM):
+    """They have no dimension of layers, either."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        output, states = super().forward(x, None if hx is None else hx.unsqueeze(1))
+        return output, states.squeeze(1)
+
+
+class AllStatesLSTM(nn.LSTM):
+    """It returns as many states as there are steps."""
+
+    def forward(self, x, hx=None):
+        output, (h_n, _) = super().forward(x, hx)
+        return output, output + 0 * h_n
+
+
+ONE_TENSOR = ["h_n and c_n are returned in one tensor", "h_0 and c_0 are taken in one tensor"]
+
+
+def test_states_in_one_tensor_are_named():
+    assert reasons(OneTensorLSTM) == ONE_TENSOR
+    assert reasons(OneFlatTensorLSTM) == [*ONE_TENSOR, "states have no dimension of layers"]
+
+
+def test_more_states_than_two_are_no_convention():
+    result = check(AllStatesLSTM, raises=False)
+    assert result.exit_code == 2
+    assert "it returns a tuple of 2" in result.verdict
