@@ -189,7 +189,24 @@ def first_call(patient: Patient, case: Case, drawn: Draw) -> str:
             return f"it returns {described(result)}. {RETURN}: {WRAP}"
     with_state, without = errors
     also = "" if without == with_state else f"; without a state: {without}"
-    return f"it raises in its first call: {with_state}{also}"
+    is_cell = takes_a_step(patient, case, drawn)
+    todo = f"Is it a cell? Then say --as {patient.subject.class_name}Cell" if is_cell else f"{RETURN}: {WRAP}"
+    return f"it raises in its first call: {with_state}{also}. {todo}"
+
+
+def takes_a_step(patient: Patient, case: Case, drawn: Draw) -> bool:
+    """Say whether what should be a layer runs with the input and the state of one step."""
+    if patient.subject.is_cell:
+        return False
+    states = tuple(state[0] for state in drawn.hx)
+    for arguments in ((states,), states):
+        try:
+            with torch.no_grad():
+                build(patient.subject.namespace, case, drawn, EXACT)(drawn.input[0], *arguments)
+        except Exception:  # whatever it raises
+            continue
+        return True
+    return False
 
 
 def described(result: object) -> str:

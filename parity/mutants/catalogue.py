@@ -269,7 +269,7 @@ def in_any_step() -> Iterator[Mutant]:
     yield from known(
         "cell", LAYERS,
         ("the state is not carried from step to step", {"carried": lambda state, initial: initial},
-         "assign the new state to the variable that the next step reads"),
+         "assign the new state to the variable that the next step reads; a cell is compared with --as GRUCell or so"),
         *(("the last step is not computed", {"direction": one_short(filled)}, "run over all steps: range(len(input))")
           for filled in (same, torch.zeros_like)),
         ("output is the state before the step", {"shown": lambda after, before: before[0]},

@@ -673,3 +673,46 @@ def test_more_states_than_two_are_no_convention():
     result = check(AllStatesLSTM, raises=False)
     assert result.exit_code == 2
     assert "it returns a tuple of 2" in result.verdict
+
+
+class StepLSTM(nn.Module):
+    """A cell, right; its name doesn't say so."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.cell = nn.LSTMCell(input_size, hidden_size)
+
+    def forward(self, x, h, c):
+        return self.cell(x, (h, c))
+
+
+class SquareRNN(nn.Module):
+    """One size stands for both."""
+
+    def __init__(self, d_model):
+        super().__init__()
+        self.core = nn.RNN(d_model, d_model)
+
+    def forward(self, x, hx=None):
+        return self.core(x, hx)
+
+
+class PackingGRU(nn.GRU):
+    """Lengths come second, and have to be there."""
+
+    def forward(self, x, lengths):
+        return super().forward(nn.utils.rnn.pack_padded_sequence(x, lengths))
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (StepLSTM, "Is it a cell? Then say --as LSTMCell"),
+        (SquareRNN, "its constructor takes one size, d_model"),
+        (PackingGRU, "a derived class with forward(self, input, hx=None) that returns this can be compared"),
+    ],
+)
+def test_what_cannot_be_compared_says_what_to_do(cls, said):
+    result = check(cls, raises=False)
+    assert result.exit_code == 2
+    assert said in result.verdict
