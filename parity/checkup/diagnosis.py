@@ -21,13 +21,15 @@ class Unexplained:
     distance: float
     also: tuple[str, ...] = ()  # what fits as well: then the numbers cannot tell
     note: str = ""
+    alone: str = ""  # the results that differ, where others don't
 
     @property
     def short(self) -> str:
         """Say where it differs, for a headline."""
         place = self.probe.removeprefix("gradients, ")
         what = "numbers" if place == self.probe else "gradients"
-        return f"its {what} differ in {place}" + ", and no known variant fits" * (not self.also)
+        what = f"its {what}" if not self.alone else f"its {what}, those of {self.alone} alone,"
+        return f"{what} differ in {place}" + ", and no known variant fits" * (not self.also)
 
     def __str__(self) -> str:
         if self.also:
@@ -38,7 +40,8 @@ class Unexplained:
             )
         note = f"; {self.note}" * bool(self.note)
         near = f"the nearest, {self.nearest}, is {self.distance:.1e} away" if self.nearest else "nothing comes near"
-        return f"{self.probe}: differs by {self.error:.1e} and no known variant fits ({near}){note}"
+        what = f"{self.alone} alone differs" if self.alone else "differs"
+        return f"{self.probe}: {what} by {self.error:.1e} and no known variant fits ({near}){note}"
 
 
 @dataclass

@@ -17,7 +17,7 @@ from .diagnosis import Unexplained
 from .patient import Patient
 from .probes import BASE, Probe, example_of, values
 from .reading import answers_as_read, ask_extras
-from .search import Finding, Search, error_of, findings, fit, search, tolerance
+from .search import Finding, Search, distance, error_of, findings, fit, search, tolerance
 from .subjects import GIVE_A_MAP
 
 
@@ -123,7 +123,11 @@ def unexplained(
         else:
             patient.diagnosis.unclear[probe.name] = found.error
         return False
-    patient.diagnosis.unexplained.append(Unexplained(probe.name, found.error, found.near, found.distance, note=note))
+    wrong = [name for name in seen if distance(usual, {name: seen[name]}) > tolerance(example)]
+    alone = " and ".join(wrong) if len(wrong) < min(4, len(seen)) else ""
+    patient.diagnosis.unexplained.append(
+        Unexplained(probe.name, found.error, found.near, found.distance, note=note, alone=alone)
+    )
     return False
 
 
@@ -143,7 +147,15 @@ def reconsider(patient: Patient, examples: list[Example], seen: list[dict[str, T
 def accept(patient: Patient, found: Search, probe: Probe) -> None:
     """Record what was found, and take it for granted from now on."""
     assert found.best is not None
-    patient.add(*found.findings(patient.base, f"{probe.name}: ", " twice"))
+    named, order = found.findings(patient.base, f"{probe.name}: ", " twice"), found.best.order
+    reader, arguments = patient.subject.reader, patient.draw(probe, 0)[1].arguments
+    layout = None if reader is None else reader.chosen.get(reader.key(arguments))
+    if layout is not None and layout.split and not order.plain:  # there are no rows to permute
+        pairs = zip(layout.gates, order.gates, strict=True)
+        acts = ", ".join(f"what is named for {name} acts as {gate}" for name, gate in pairs if name != gate)
+        fix = f"give each gate its own parameters: {acts}"
+        named = [replace(one, where="", fix=fix) if one.what == str(order) else one for one in named]
+    patient.add(*named)
     patient.base, patient.also = found.best, found.also
 
 

@@ -716,3 +716,42 @@ def test_what_cannot_be_compared_says_what_to_do(cls, said):
     result = check(cls, raises=False)
     assert result.exit_code == 2
     assert said in result.verdict
+
+
+class MisnamedLSTM(nn.Module):
+    """Its gates have names; that of the input gate drives the forget gate, and that of the forget gate the input's."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        names = ("input", "forget", "cell", "output")
+        self.w = nn.ModuleDict({name: nn.Linear(input_size, hidden_size) for name in names})
+        self.u = nn.ModuleDict({name: nn.Linear(hidden_size, hidden_size) for name in names})
+
+    def forward(self, x, hx=None):
+        h, c = (x.new_zeros(2, x.size(1), self.u["cell"].in_features) if hx is None else torch.cat(hx)).unbind()
+        outputs = []
+        for x_t in x:
+            i, f, g, o = (self.w[name](x_t) + self.u[name](h) for name in ("forget", "input", "cell", "output"))
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs), (h[None], c[None])
+
+
+def test_gates_that_bear_each_others_names_are_told_by_them():
+    (finding,) = Doctor(adapt(MisnamedLSTM)).diagnose().findings
+    assert "what is named for i acts as f, what is named for f acts as i" in finding.fix
+    assert "permute" not in finding.fix
+
+
+class MeanGRU(nn.GRU):
+    """Its h_n is the mean of the output."""
+
+    def forward(self, x, hx=None):
+        output, h_n = super().forward(x, hx)
+        return output, output.mean(0, keepdim=True).expand_as(h_n)
+
+
+def test_what_has_no_name_says_which_results_differ():
+    result = check(MeanGRU, raises=False)
+    assert "those of h_n alone" in result.headline
