@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..grid.cases import Case
 from ..grid.run import Draw, Sizes, build, draw, observe
 from .diagnose import Doctor
-from .probes import BASE, EXACT, Probe, after_input, example_of
+from .probes import BASE, EXACT, Probe, after_input, example_of, values
 from .search import Finding
 from .subjects import MappedSubject
 from .substitution import CLEAR
@@ -33,7 +33,8 @@ def habits(doctor: Doctor) -> Iterator[Finding]:
     """Look at everything, as long as the subject returns its states."""
     by_numbers = any(one.probe.startswith("large") for one in doctor.diagnosis.unexplained)
     of_numbers = () if by_numbers else (modes, large, sizes)  # which would take that for a matter of sizes
-    everything = (shared, stale, overwritten, *of_numbers, rows, layouts, dtypes, reach, masks)
+    long = (reach,) if by_numbers else (late, reach)  # or of time
+    everything = (shared, stale, overwritten, *of_numbers, rows, layouts, dtypes, masks, *long)
     for look in (shared,) if doctor.extras_matter else everything:
         doctor.progress(look.__name__)
         found = False
@@ -41,7 +42,7 @@ def habits(doctor: Doctor) -> Iterator[Finding]:
             for finding in look(doctor):
                 yield finding
                 found = True
-        if found and look in (overwritten, modes):
+        if found and look in (overwritten, modes, late):
             return  # what it does then shows in all that follows
 
 
@@ -317,43 +318,104 @@ def dtypes(doctor: Doctor) -> Iterator[Finding]:
         yield Finding("wrong in bfloat16", "", "follow the input's dtype", "")
 
 
-# Long gradients -------------------------------------------------------------------------------------------------------
+# Long sequences -------------------------------------------------------------------------------------------------------
+
+
+def lengthened(doctor: Doctor, steps: int, number: int = 0) -> tuple[Case, Draw]:
+    """Draw a problem of many steps, with weights too small for chaos and growth; another `number` draws others."""
+    case, _ = doctor.draw(BASE, 0)
+    long = draw(case, doctor.seed + number, Sizes(5, 4, 3, 2, (steps, steps)))
+    return case, replace(long, weights={name: 0.5 * weight for name, weight in long.weights.items()})
+
+
+def late(doctor: Doctor) -> Iterator[Finding]:
+    """Compare the values of a long sequence, and say from which step on they are wrong."""
+    case, drawn = doctor.draw(BASE, 0)
+    if case.is_cell or not doctor.exact or wrong(doctor, case, bare(drawn)):
+        return
+    steps = 260
+
+    def first_wrong(number: int) -> int | None:
+        """Return the first step that is wrong, counted as its direction runs; `steps` where the states alone are."""
+        case, long = lengthened(doctor, steps, number)
+        seen = observe(doctor.subject.namespace, case, bare(long), EXACT)
+        if seen.error:
+            doctor.diagnosis.not_offered[f"{steps} steps"] = seen.error
+            return None
+        shown, expected = values(seen), doctor.base.run(example_of(case, bare(long)))
+        most = TRUE * max(1.0, *(y.abs().max().item() for y in expected.values()))
+        if not far([shown[name] for name in expected], [*expected.values()], most):
+            return None
+        apart = ~torch.isclose(shown["output"], expected["output"], rtol=0, atol=most, equal_nan=True)
+        ahead, *back = apart.chunk(2 if case.bidirectional else 1, -1)
+        bad = torch.cat([ahead, *(half.flip(0) for half in back)], -1).flatten(1).any(1).nonzero()
+        return int(bad[0]) if len(bad) else steps
+
+    first = first_wrong(0)
+    if first is None:
+        return
+    others = {first_wrong(1), first_wrong(2)} - {first, None}
+    if others and any("large numbers" in name for name in doctor.diagnosis.names):
+        return  # the state has grown
+    what = f"wrong from step {first} on" if first < steps else f"its final state is wrong after {steps} steps"
+    evidence = f"a sequence of {steps} steps, where a few are right"
+    evidence += "; with other numbers from another step on" * bool(others)
+    yield Finding(what, "", "count no steps: each is the same function of input and state", evidence)
 
 
 def reach(doctor: Doctor) -> Iterator[Finding]:
-    """Follow the gradient of late outputs back to early inputs."""
+    """Follow the gradient of late outputs back to early inputs, then compare all gradients of a long sequence."""
     case, drawn = doctor.draw(BASE, 0)
     if case.is_cell or not doctor.exact or BASE.name in doctor.backward_errors:
         return
-    steps = 70
-    long = draw(case, doctor.seed, Sizes(5, 4, 3, 2, (steps, steps)))
-    long = replace(long, weights={name: 0.9 * weight for name, weight in long.weights.items()})
-    if not drawn.hx:
-        long = replace(long, hx=())
     if any("gradient" in name or "detached" in name for name in doctor.diagnosis.names):
         return
+    steps = 70
+    case, long = lengthened(doctor, steps)
 
-    def first_heard(end: int) -> int:
-        """Return the first step whose input has a gradient of the output at step `end`."""
-        late = torch.zeros_like(long.cotangents["output"])
-        late[end] = long.cotangents["output"][end]
-        one = replace(long, cotangents={"output": late})
+    def silent(end: int) -> list[int]:
+        """List the steps whose input has no gradient of the output at step `end`, though it has one in torch.nn."""
+        cotangent = torch.zeros_like(long.cotangents["output"])
+        cotangent[end] = long.cotangents["output"][end]
+        one = replace(long, cotangents={"output": cotangent})
         grad = observe(doctor.subject.namespace, case, one, EXACT).tensors["grad of input"]
-        true = doctor.base.run(example_of(case, one, True))["grad of input"]
-        silent = [t for t in range(end + 1) if grad is not None and not grad[t].any() and true[t].any()]
-        return max(silent, default=-1) + 1
+        found = [] if grad is None else [t for t in range(end + 1) if not grad[t].any()]
+        true = doctor.base.run(example_of(case, one, True))["grad of input"] if found else long.input
+        return [t for t in found if true[t].any()]
 
-    starts = {end: first_heard(end) for end in (steps - 1, steps - 2, steps // 2, steps // 3)}
-    cut = {end: start for end, start in starts.items() if start}
-    if not cut:
-        return
-    lags = {end - start for end, start in cut.items()}
-    what = f"gradients reach back {min(lags)} steps only"
-    if len(lags) > 1 or len(cut) < len(starts):
-        latest = max(cut.values())
-        period = latest - first_heard(latest - 1)  # of the piece before the last one
-        what = f"gradients are cut every {period} steps: the state is detached there"
-    yield Finding(what, "truncated backpropagation in the module", "leave the detach() to the training loop", str(cut))
+    unheard = {end: silent(end) for end in (steps - 1, steps - 2, steps // 2, steps // 3)}
+    if any(unheard.values()):
+        yield cut(unheard, silent)
+    elif not doctor.diagnosis.unexplained and not wrong(doctor, case, drawn) and (name := wrong(doctor, case, long)):
+        fix = "compare with torch.autograd.gradcheck on a long sequence"
+        yield Finding("gradients of a long sequence are wrong", "", fix, f"{name} differs over {steps} steps")
+
+
+def cut(unheard: dict[int, list[int]], silent: Callable[[int], list[int]]) -> Finding:
+    """Say what is detached, from the steps that the last outputs' gradients don't reach."""
+    last = max(unheard)
+    steps = unheard[last]
+    evidence = f"the output at step {last} has no gradient with respect to the input at {len(steps)} steps"
+    if last in steps and len(steps) == last + 1:
+        first = next(end for end in range(last + 1) if len(silent(end)) == end + 1)
+        return Finding(f"the output is detached from step {first} on", "", "return it as it is", evidence)
+    if steps and steps[-1] in silent(steps[-1]):
+        return Finding(f"the input is detached from step {steps[0]} on", "", "use it as it is", evidence)
+    lags = {end - len(earlier) for end, earlier in unheard.items() if earlier}
+    if len(lags) == 1 and min(lags) > 0:
+        what = f"gradients reach back {min(lags)} steps only"
+    else:
+        cuts = [len(steps)]
+        while start := len(silent(cuts[-1] - 1)):
+            cuts.append(start)
+        periods = {later - earlier for later, earlier in itertools.pairwise(cuts)}
+        where = f"at step {' and '.join(map(str, reversed(cuts)))}"
+        if len(periods) == 1:
+            (period,) = periods
+            where = "at each step" if period == 1 else f"every {period} steps"
+            where += f" from step {cuts[-1]} on" * (cuts[-1] > period)
+        what = f"gradients are cut {where}: the state is detached there"
+    return Finding(what, "truncated backpropagation in the module", "leave the detach() to the training loop", evidence)
 
 
 # Dropout --------------------------------------------------------------------------------------------------------------

@@ -368,15 +368,21 @@ class StepwiseGRU(nn.Module):
     def before(self, t, h):
         return h
 
+    def taken(self, t, x):
+        return x
+
     def step(self, x, h):
         return self.cell(x, h)
+
+    def shown(self, t, h):
+        return h
 
     def forward(self, x, hx=None):
         h = x.new_zeros(x.size(1), self.cell.hidden_size) if hx is None else hx[0]
         output = []
         for t, row in enumerate(x):
-            h = self.step(row, self.before(t, h))
-            output.append(h)
+            h = self.step(self.taken(t, row), self.before(t, h))
+            output.append(self.shown(t, h))
         return torch.stack(output), h[None]
 
 
@@ -389,6 +395,28 @@ def test_how_often_gradients_are_cut_is_told_wherever_the_first_cut_is(every, fi
     what = "the state is detached between steps" if every == 1 else f"gradients are cut every {every} steps: the state"
     result = check(CutGRU, raises=False)
     assert result.diagnosis.reasons[0].startswith(what), result.verdict
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "name"),
+    [
+        ("taken", lambda self, t, x: x if t < 50 else 0 * x, "wrong from step 50 on"),
+        ("before", lambda self, t, h: h if t % 25 or t == 0 else 0 * h, "wrong from step 25 on"),
+        ("before", lambda self, t, h: h if t < 200 else h.relu(), "wrong from step 200 on"),
+        ("taken", lambda self, t, x: x if t < 50 else x.detach(), "the input is detached from step 50 on"),
+        ("shown", lambda self, t, h: h if t < 50 else h.detach(), "the output is detached from step 50 on"),
+        ("before", lambda self, t, h: h if t != 50 else h.detach(), "gradients are cut at step 50: the state is "),
+        ("before", lambda self, t, h: h if t not in (7, 20, 50) else h.detach(), "gradients are cut at step 7 and 20"),
+        ("before", lambda self, t, h: h if t < 60 else h.detach(), "gradients are cut at each step from step 60 on: "),
+        ("before", lambda self, t, h: h if t != 9 else (h + h.detach()) / 2, "gradients of a long sequence are wrong"),
+    ],
+)
+def test_what_goes_wrong_late_in_time_is_told_with_its_step(method, change, name):
+    cls = type("LateGRU", (StepwiseGRU,), {method: change})
+    result = check(cls, raises=False)
+    assert result.diagnosis.reasons[0].startswith(name), result.verdict
+    assert len(result.diagnosis.reasons) == 1, result.verdict
+    assert "{" not in str(result.diagnosis)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.01, 0.99), (0.05, 1.0), (0.0, 0.9)])
