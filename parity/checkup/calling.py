@@ -24,6 +24,7 @@ from .subjects import (
     IncomparableError,
     NotOfferedError,
     Subject,
+    side_by_side,
     steady,
     translated,
 )
@@ -35,6 +36,11 @@ WRAP = (
 )
 #: What people call the argument of forward that is a state.
 STATE = re.compile(r"hid|state|init|carry|prev|mem|^[hcs](_?[0-9tnhcx].*)?$")
+#: Names of which nobody would call anything else; `of` is what it is the state of.
+CLEARLY_STATE = re.compile(
+    r"((init|initial|prev|previous|last|past)_?)?(?P<of>hidden|hid|cell|state|carry|init|h|c|hx|cx|hc)s?"
+    r"(_?(states?|init|prev|in|t|[0nx]))*"
+)
 
 
 def begin(patient: Patient) -> None:
@@ -112,9 +118,12 @@ def called_as_known(patient: Patient) -> bool:
 
     known = CELL_CONVENTIONS if subject.is_cell else CONVENTIONS
     alone = (False,) if subject.is_cell else (False, True)
-    for headless, patient.output_alone, last, hx in itertools.product((False, True), alone, alone, (True, False)):
+    ways = itertools.product((False, True), alone, alone, states_given(subject))
+    for headless, patient.output_alone, last, (hx, names) in ways:
         if (last and not patient.output_alone) or (headless and not leave_heads_out(patient, subject)):
             continue
+        if subject.reader is not None:
+            subject.reader.states = names
         patient.always.pop("hx", None)
         patient.given = (LAST_STEP,) if last else ()
         patient.base = replace(plain(subject.kind), deviations=patient.given)
@@ -125,6 +134,24 @@ def called_as_known(patient: Patient) -> bool:
             return True
     patient.subject, patient.output_alone, patient.given, patient.base = subject, False, (), plain(subject.kind)
     return False
+
+
+def states_given(subject: Subject) -> list[tuple[bool, tuple[str, ...]]]:
+    """List whether a state may be given, and by which names: by name, by place where that may be one, not at all."""
+    arguments = [] if subject.reader is None else subject.reader.takes()
+    named = states_by_name(arguments, subject.kind)
+    by_place = not named or STATE.search(arguments[0].lower())
+    return [*((True, names) for names in named), *[(True, ())] * bool(by_place), (False, ())]
+
+
+def states_by_name(arguments: list[str], kind: str) -> list[tuple[str, ...]]:
+    """Choose, of what forward takes after the input, states that have to be passed by name: none if they come first."""
+    found = {name: match["of"] for name in arguments if (match := CLEARLY_STATE.fullmatch(name.lower()))}
+    of_cell = [name for name, of in found.items() if of in ("cell", "c", "cx")]
+    first = [name for name in found if name not in of_cell][:1]
+    ways = [(*first, of_cell[0])] if kind == "LSTM" and first and of_cell else []
+    ways += [tuple(first)] if first else []
+    return [] if any(tuple(arguments[: len(names)]) == names for names in ways[:1]) else ways
 
 
 def leave_heads_out(patient: Patient, subject: Subject) -> bool:
@@ -142,6 +169,11 @@ def settled(patient: Patient, chosen: tuple[Convention, ...], hx: bool, last: bo
     def say(what: str, where: str, fix: str, evidence: str) -> None:
         patient.add(Finding(what, where, fix, evidence, interface=True))
 
+    if subject.reader is not None and subject.reader.states:
+        names, pair = " and ".join(subject.reader.states), len(subject.reader.states) > 1
+        state = f"states as {names}, not as one pair" if pair else f"state as {names}, not second"
+        say(f"forward takes its {state}", "", "forward(self, input, hx=None)", "passed by name here")
+        chosen = tuple(one for one in chosen if one.enter is not side_by_side or not pair)
     for convention in chosen:
         say(convention.name, convention.where, convention.fix, "seen by the shapes")
     if subject.reader is not None and subject.reader.heads:
@@ -157,22 +189,28 @@ def settled(patient: Patient, chosen: tuple[Convention, ...], hx: bool, last: bo
 
 
 def stateless(patient: Patient, subject: Subject) -> None:
-    """Say why no state is given: it takes none, takes it in another place, or raises."""
-    diagnosis = patient.diagnosis
-    names = [] if subject.reader is None else subject.reader.takes()
-    state = next((name for name in names if STATE.search(name.lower())), "")
-    if not state:
+    """Say why no state is given: it takes none, or what it takes could not be passed."""
+    diagnosis, reader = patient.diagnosis, subject.reader
+    names = [] if reader is None else reader.takes()
+    if reader is None or not any(STATE.search(name.lower()) for name in names):
         diagnosis.not_offered["hx"] = "forward takes no state"
-    elif state != names[0]:
-        why = f"forward takes its state as {state}, not second: give a wrapper whose forward(input, hx) passes it there"
-        diagnosis.not_run["hx"] = why
+        return
+    case, drawn = patient.draw(BASE, 0)
+    reader.states = next(iter(states_by_name(names, subject.kind)), ())
+    error = patient.run(case, drawn).error
+    written = patient.run(replace(case, special="no_grad"), drawn).facts.get("written to", [])
+    for name in written:
+        fix = "work out of place, or on a clone"
+        patient.add(Finding(f"{name} is written to", "", fix, "without gradients, with which it raises"))
+    why = f"raises: {error}" if error else "returns other shapes"
+    clearly = [name for name in names if CLEARLY_STATE.fullmatch(name.lower())]
+    if written or not clearly:
+        diagnosis.not_offered["hx"] = f"with a state it {why}"
     else:
-        case, drawn = patient.draw(BASE, 0)
-        error = patient.run(case, drawn).error
-        for name in patient.run(replace(case, special="no_grad"), drawn).facts.get("written to", []):
-            fix = "work out of place, or on a clone"
-            patient.add(Finding(f"{name} is written to", "", fix, "without gradients, with which it raises"))
-        diagnosis.not_offered["hx"] = f"with a state it {f'raises: {error}' if error else 'returns other shapes'}"
+        wrap = "give a derived class whose forward(self, input, hx=None) passes it (parity/README.md has an example)"
+        diagnosis.not_run["hx"] = f"with {' and '.join(reader.states or clearly[:1])} given it {why}; {wrap}"
+        diagnosis.unreadable.append("hx")
+    reader.states = ()
 
 
 def first_call(patient: Patient, case: Case, drawn: Draw) -> str:

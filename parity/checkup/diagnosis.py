@@ -54,7 +54,7 @@ class Diagnosis:
     not_offered: dict[str, str] = field(default_factory=dict)  # probe -> why
     not_run: dict[str, str] = field(default_factory=dict)  # what it may well offer, and why nobody looked
     unclear: dict[str, float] = field(default_factory=dict)  # probe -> by how much it differs, under a doubtful reading
-    unreadable: list[str] = field(default_factory=list)  # of `not_run`, where its parameters could not be read
+    unreadable: list[str] = field(default_factory=list)  # of `not_run`, what it offers and could not be read or passed
     errors: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
     variant: Variant | None = None

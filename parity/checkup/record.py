@@ -71,8 +71,7 @@ class Checkup:
     def outcome(self) -> str:
         """Say same, different, or unread: nothing could be compared, or not all that it offers, or its parameters may
         have been read wrongly."""
-        passes, unclear, unreadable = not self._bad, self.diagnosis.unclear, self.diagnosis.unreadable
-        doubtful = unclear or (unreadable and not self.diagnosis.findings)
+        passes, doubtful = not self._bad, self.diagnosis.unclear or self.diagnosis.unreadable
         if self.diagnosis.unread or (doubtful and passes and not self.diagnosis.accused):
             return "unread"
         return "same" if self.diagnosis.same and passes else "different"

@@ -250,6 +250,7 @@ class Reader:
         self.said: list[str] = []
         self.bound: tuple[str, ...] = ()  # weights that a parametrization keeps from being any
         self.heads: tuple[str, ...] = ()  # Linears on the output, which are left out
+        self.states: tuple[str, ...] = ()  # arguments of forward that are states, where they don't follow the input
 
     def module(self, **arguments: Any) -> nn.Module:
         """Make a module with torch.nn's parameters."""
@@ -375,14 +376,11 @@ class Reader:
         return self.construct(arguments).get_parameter(name).numel()
 
     def takes(self) -> list[str]:
-        """Name the arguments of forward after the input: those that can be passed by place, then those by name alone.
-
-        Where the second has to be passed by name, an empty name stands for it.
-        """
+        """Name the arguments of forward after the input: those passed by place, an empty name, those by name alone."""
         module = self.construct(CLEAR)
         own = list(_parameters(module.forward).values())[1:]
-        by_place = [p.name for p in own if p.kind is not p.KEYWORD_ONLY]
-        return [*(by_place or [""]), *(p.name for p in own if p.kind is p.KEYWORD_ONLY)]
+        by_place, by_name = ([p.name for p in own if (p.kind is p.KEYWORD_ONLY) is alone] for alone in (False, True))
+        return [*by_place, "", *by_name]
 
     peepholes = (7, 14, 21, 49, 98, 147)  # what the size of a peephole's parameter may be: vectors, or matrices
 
@@ -469,6 +467,8 @@ class Reader:
             module.set_submodule(name, nn.Identity())
         if isinstance(module, torch.jit.ScriptModule):
             raise IncomparableError("a ScriptModule's parameters cannot be exchanged: give the class before scripting")
+        if self.states:
+            module.forward = taking(module.forward, self.states)
         return module
 
     def find_heads(self) -> tuple[str, ...]:
@@ -543,6 +543,16 @@ def can_be_any(module: nn.Module, name: str) -> bool:
     except Exception:  # it has no right_inverse, or that one refuses them
         return False
     return torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def taking(forward: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Pass the states that follow the input by these names."""
+
+    @functools.wraps(forward)
+    def passed(input: Any, *states: Any) -> Any:
+        return forward(input, **dict(zip(names, states, strict=True))) if states else forward(input)
+
+    return passed
 
 
 class ConstructionError(IncomparableError):

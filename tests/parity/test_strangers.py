@@ -86,6 +86,24 @@ class WritingGRU(nn.GRU):
         return output, h_n
 
 
+class StatelessGRU(nn.GRU):
+    def forward(self, x, lengths=None):
+        return super().forward(x if lengths is None else x[: int(max(lengths))])
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (WritingGRU, "with a state it raises: RuntimeError: a leaf Variable"),
+        (StatelessGRU, "forward takes no state"),
+    ],
+)
+def test_why_no_state_is_given_is_said_as_it_is(cls, said):
+    diagnosis = diagnose(cls, "GRU")
+    assert diagnosis.left_out["hx"].startswith(said)
+    assert diagnosis.names == ["h_0 is written to"] * (cls is WritingGRU)
+
+
 class ByNameGRU(nn.GRU):
     def forward(self, x, *, hidden=None):
         return super().forward(x, hidden)
@@ -96,24 +114,78 @@ class ThirdGRU(nn.GRU):
         return super().forward(x if lengths is None else x[: int(max(lengths))], initial_state)
 
 
-class StatelessGRU(nn.GRU):
-    def forward(self, x, lengths=None):
-        return super().forward(x if lengths is None else x[: int(max(lengths))])
+class AfterUnusedGRU(nn.GRU):
+    def forward(self, x, mask=None, h0=None):
+        return super().forward(x, h0)
+
+
+class PairByNameLSTM(nn.LSTM):
+    def forward(self, x, *, c0=None, h0=None):
+        return super().forward(x, None if h0 is None else (h0, self.cell_of(c0)))
+
+    def cell_of(self, c0):
+        return c0
+
+
+class CellIgnoredLSTM(PairByNameLSTM):
+    def cell_of(self, c0):
+        return 0 * c0
+
+
+class ThirdIgnoredGRU(nn.GRU):
+    def forward(self, x, mask=None, state=None):
+        return super().forward(x)
+
+
+class HiddenThenCellLSTM(nn.LSTM):
+    def forward(self, x, hidden=None, *, cell=None):
+        return super().forward(x, None if hidden is None else (hidden, cell))
 
 
 @pytest.mark.parametrize(
-    ("cls", "said"),
+    ("cls", "reasons"),
     [
-        (WritingGRU, "with a state it raises: RuntimeError: a leaf Variable"),
-        (ByNameGRU, "forward takes its state as hidden, not second"),
-        (ThirdGRU, "forward takes its state as initial_state, not second"),
-        (StatelessGRU, "forward takes no state"),
+        (ByNameGRU, ["forward takes its state as hidden, not second"]),
+        (ThirdGRU, ["forward takes its state as initial_state, not second"]),
+        (AfterUnusedGRU, ["forward takes its state as h0, not second"]),
+        (PairByNameLSTM, ["forward takes its states as h0 and c0, not as one pair"]),
+        (HiddenThenCellLSTM, ["forward takes its states as hidden and cell, not as one pair"]),
+        (CellIgnoredLSTM, ["c_0 is ignored", "forward takes its states as h0 and c0, not as one pair"]),
+        (ThirdIgnoredGRU, ["h_0 is ignored", "forward takes its state as state, not second"]),
     ],
 )
-def test_why_no_state_is_given_is_said_as_it_is(cls, said):
-    diagnosis = diagnose(cls, "GRU")
-    assert diagnosis.left_out["hx"].startswith(said)
-    assert diagnosis.names == ["h_0 is written to"] * (cls is WritingGRU)
+def test_a_state_that_is_not_second_is_passed_by_its_name(cls, reasons):
+    diagnosis = diagnose(cls)
+    assert diagnosis.reasons == reasons
+    assert "hx" not in diagnosis.left_out
+    assert diagnosis.interface_alone is (len(reasons) == 1)
+
+
+class DictStateGRU(nn.GRU):
+    """Right; takes its state as a dictionary."""
+
+    def forward(self, x, mask=None, state=None):
+        return super().forward(x, state and state["h"])
+
+
+class SecondDictStateGRU(DictStateGRU):
+    def forward(self, x, state=None):
+        return super().forward(x, None, state)
+
+
+class BatchFirstDictStateGRU(DictStateGRU):
+    def forward(self, x, mask=None, state=None):
+        output, h_n = super().forward(x.transpose(0, 1), mask, state)
+        return output.transpose(0, 1), h_n
+
+
+@pytest.mark.parametrize("cls", [DictStateGRU, SecondDictStateGRU, BatchFirstDictStateGRU])
+def test_what_offers_a_state_that_could_not_be_passed_is_not_passed(cls):
+    result = check(cls, raises=False)
+    assert (result.exit_code, result.diagnosis.accused) == (2, False)
+    assert result.headline == f"{cls.__name__} could not be compared with torch.nn.GRU in hx"
+    assert "with state given it raises: " in result.verdict
+    assert result.rows
 
 
 @pytest.mark.slow
