@@ -34,7 +34,7 @@ def habits(doctor: Doctor) -> Iterator[Finding]:
     by_numbers = any(one.probe.startswith("large") for one in doctor.diagnosis.unexplained)
     of_numbers = () if by_numbers else (modes, large, sizes)  # which would take that for a matter of sizes
     long = (reach,) if by_numbers else (late, reach)  # or of time
-    everything = (shared, stale, overwritten, *of_numbers, rows, layouts, dtypes, masks, *long)
+    everything = (shared, stale, overwritten, *of_numbers, rows, blanks, layouts, dtypes, masks, *long)
     for look in (shared,) if doctor.extras_matter else everything:
         doctor.progress(look.__name__)
         found = False
@@ -278,6 +278,33 @@ def rows(doctor: Doctor) -> Iterator[Finding]:
         if not wrong(doctor, case, finite) and (differing := wrong(doctor, case, odd)):
             fix = "compute with the numbers that are given: torch.nn hides none"
             yield Finding(f"{name} in the input has another effect than in torch.nn", "", fix, f"{differing} differs")
+            return
+
+
+def blanks(doctor: Doctor) -> Iterator[Finding]:
+    """Let one row's input be all zero, in a step amid the others and in the last: they are steps like any other."""
+    case, drawn = doctor.draw(BASE, 0)
+    steps = len(drawn.input)
+
+    def holding(value: float, place: tuple[int, ...]) -> Draw:
+        input = drawn.input.clone()
+        input[place] = value
+        return replace(bare(drawn), input=input)
+
+    for place, where in (((0,), ""),) if case.is_cell else (((steps // 2, 0), ""), ((steps - 1, 0), " at the end")):
+        name = wrong(doctor, case, holding(0.0, place))
+        if name and not wrong(doctor, case, holding(1e-3, place)):
+            shown = values(observe(doctor.subject.namespace, case, holding(0.0, place), EXACT))
+            if case.is_cell:
+                h, before = shown["h_1"][0], drawn.hx[0][0]
+            else:
+                h, before = shown["output"][place], shown["output"][place[0] - 1, 0]
+            skipped = torch.equal(h, before) or not h.any()
+            yield Finding(
+                f"steps{where} whose input is all zero are {'skipped' if skipped else 'computed otherwise'}",
+                "Keras' Masking and mask_zero" if skipped else "",
+                "take zeros for numbers: what is padding, a PackedSequence tells", f"{name} differs",
+            )  # fmt: skip
             return
 
 

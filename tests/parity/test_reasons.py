@@ -419,6 +419,46 @@ def test_what_goes_wrong_late_in_time_is_told_with_its_step(method, change, name
     assert "{" not in str(result.diagnosis)
 
 
+class MaskZeroGRU(StepwiseGRU):
+    """Keras' mask_zero: the state is held where the input is all zero."""
+
+    def step(self, x, h):
+        return torch.where((x != 0).any(-1, keepdim=True), self.cell(x, h), h)
+
+
+class PadZeroGRU(nn.Module):
+    """Takes zeros at the end for padding."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.rnn = nn.GRU(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        lengths = [int(row.any(-1).nonzero().max()) + 1 if row.any() else 1 for row in x.unbind(1)]
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, h_n = self.rnn(packed, hx)
+        return nn.utils.rnn.pad_packed_sequence(output, total_length=len(x))[0], h_n
+
+
+class NoZerosLSTMCell(nn.LSTMCell):
+    """Fills in a number where the input is all zero."""
+
+    def forward(self, x, hx=None):
+        return super().forward(torch.where((x != 0).any(-1, keepdim=True), x, 0.1), hx)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (MaskZeroGRU, "steps whose input is all zero are skipped"),
+        (PadZeroGRU, "steps at the end whose input is all zero are skipped"),
+        (NoZerosLSTMCell, "steps whose input is all zero are computed otherwise"),
+    ],
+)
+def test_zeros_that_are_taken_for_padding_are_told(cls, name):
+    assert check(cls, raises=False).diagnosis.names == [name]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.01, 0.99), (0.05, 1.0), (0.0, 0.9)])
 def test_a_bound_on_a_gate_is_not_taken_for_a_matter_of_sizes(low, high):
     class BoundGRU(StepwiseGRU):
