@@ -459,6 +459,48 @@ def test_zeros_that_are_taken_for_padding_are_told(cls, name):
     assert check(cls, raises=False).diagnosis.names == [name]
 
 
+class SingleGRU(nn.Module):
+    """Computes in float32 whatever comes."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.rnn = nn.GRU(input_size, hidden_size)
+
+    def forward(self, x, hx=None):
+        weights = {name: weight.float() for name, weight in self.rnn.named_parameters()}
+        arguments = (x.float(),) if hx is None else (x.float(), hx.float())
+        output, h_n = torch.func.functional_call(self.rnn, weights, arguments)
+        return output.to(x.dtype), h_n.to(x.dtype)
+
+
+class SkipGRU(nn.Module):
+    """Adds a layer's input to its output, in each layer but the first."""
+
+    def __init__(self, input_size, hidden_size, num_layers=1):
+        super().__init__()
+        sizes = [input_size, *[hidden_size] * (num_layers - 1)]
+        self.layers = nn.ModuleList(nn.GRU(size, hidden_size) for size in sizes)
+
+    def forward(self, x, hx=None):
+        ends = []
+        for k, layer in enumerate(self.layers):
+            y, h_n = layer(x, None if hx is None else hx[k : k + 1])
+            x = x + y if k else y
+            ends.append(h_n)
+        return x, torch.cat(ends)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (SingleGRU, "something passes through float32, or a small constant is added"),
+        (SkipGRU, "a residual connection adds a layer's input to its output"),
+    ],
+)
+def test_one_mistake_gets_no_second_name(cls, name):
+    assert check(cls, raises=False).diagnosis.names == [name]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.01, 0.99), (0.05, 1.0), (0.0, 0.9)])
 def test_a_bound_on_a_gate_is_not_taken_for_a_matter_of_sizes(low, high):
     class BoundGRU(StepwiseGRU):
