@@ -818,7 +818,7 @@ class PackingGRU(nn.GRU):
     ("cls", "said"),
     [
         (StepLSTM, "Is it a cell? Then say --as LSTMCell"),
-        (SquareRNN, "its constructor takes one size, d_model"),
+        (SquareRNN, "its constructor takes one argument, d_model"),
         (PackingGRU, "a derived class with forward(self, input, hx=None) that returns this can be compared"),
     ],
 )
