@@ -440,8 +440,8 @@ class Reader:
         missing = [name for name in order[len(positional) :] if own[name].default is inspect.Parameter.empty]
         if not missing and not given and len(taken) == 1 and len(own) == 1:
             raise IncomparableError(
-                f"its constructor takes one argument, {taken[0]}, where torch.nn's take input_size and hidden_size: name a "
-                "function (input_size, hidden_size) that makes a module, and calls it once if it is lazy"
+                f"its constructor takes one argument, {taken[0]}, where torch.nn's take input_size and hidden_size: "
+                "name a function (input_size, hidden_size) that makes a module, and calls it once if it is lazy"
             )
         if missing or (own and len(taken) < len(positional) and not _takes_more(own)):
             listed = missing or taken or required

@@ -68,13 +68,9 @@ def compiled(
 def reads_h(equation: Equation, width: int, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
     """Say whether a step reads h itself, as a GRU's does, besides the product that hgates are, by a row of zeros."""
     with torch.inference_mode(False), torch.enable_grad():
-        gates = torch.zeros(1, width, dtype=dtype, device=device)
-        h, *others = (torch.zeros(1, size, dtype=dtype, device=device, requires_grad=True) for size in sizes)
-        after, _ = equation.step(gates, gates, (h, *others))
-        return any(
-            s.requires_grad and torch.autograd.grad(s.sum(), h, retain_graph=True, allow_unused=True)[0] is not None
-            for s in after
-        )
+        gates, h, *others = (torch.zeros(1, size, dtype=dtype, device=device) for size in (width, *sizes))
+        after, _ = equation.step(gates, gates, (h.requires_grad_(), *others))
+        return any(s.requires_grad for s in after)
 
 
 def compiled_for(direction: Direction) -> tuple[Callable[..., State], StepBack]:
