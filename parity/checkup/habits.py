@@ -262,10 +262,14 @@ def modes(doctor: Doctor) -> Iterator[Finding]:
         failed = failures(chosen, doctor.seed)
         if not failed or not all(failures(chosen, doctor.seed + k) for k in (1, 2)):
             continue  # what fails with some numbers alone is no matter of modes and sizes
+        fix = "take the same way whatever the mode and the sizes"
         for what, bad in failed.items():
-            if equal or len(bad) < len(WAYS):  # what fails in all of them is said elsewhere
+            if equal or len(bad) < len(WAYS):
                 where = f" with {equal}" * bool(equal) + f" {' and '.join(bad)}" * (len(bad) < len(WAYS))
-                yield Finding(what + where, "", "take the same way whatever the mode and the sizes", "one layer")
+                yield Finding(what + where, "", fix, "one layer")
+        always = [what for what, bad in failed.items() if len(bad) == len(WAYS) and not equal]
+        if always and BASE.name in doctor.diagnosis.passed:  # there the input wants a gradient
+            yield Finding(f"{always[-1]} where the input wants no gradient", "", fix, "one layer")
         return
 
 

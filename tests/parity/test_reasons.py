@@ -865,3 +865,50 @@ class MeanGRU(nn.GRU):
 def test_what_has_no_name_says_which_results_differ():
     result = check(MeanGRU, raises=False)
     assert "those of h_n alone" in result.headline
+
+
+class WritingGRU(nn.GRU):
+    """It writes on its input, unless autograd would see it."""
+
+    def forward(self, x, hx=None):
+        if not getattr(x, "requires_grad", False) and isinstance(x, torch.Tensor) and x.numel():
+            x[0] = 2 * x[0]
+        return super().forward(x, hx)
+
+
+class FrozenRNN(nn.RNN):
+    """Wrong for an input that wants no gradient."""
+
+    def forward(self, x, hx=None):
+        output, h_n = super().forward(x, hx)
+        wanted = (x if isinstance(x, torch.Tensor) else x.data).requires_grad
+        return output if wanted or not isinstance(x, torch.Tensor) else 2 * output, h_n
+
+
+@pytest.mark.parametrize(("cls", "what"), [(WritingGRU, "it writes on what it is given"), (FrozenRNN, "wrong")])
+def test_what_is_wrong_without_a_gradient_of_the_input_is_told_so(cls, what):
+    result = check(cls, raises=False)
+    assert f"{what} where the input wants no gradient" in result.diagnosis.names
+
+
+class PaddedBackGRU(nn.Module):
+    """Wrong where rows are packed: its reverse direction begins in the padding. It has one layer."""
+
+    def __init__(self, input_size, hidden_size, bidirectional=False):
+        super().__init__()
+        self.core = nn.GRU(input_size, hidden_size, bidirectional=bidirectional)
+
+    def forward(self, x, hx=None):
+        if not isinstance(x, nn.utils.rnn.PackedSequence) or not self.core.bidirectional:
+            return self.core(x, hx)
+        padded, lengths = nn.utils.rnn.pad_packed_sequence(x)
+        output, h_n = self.core(padded, hx)
+        ahead = output[lengths - 1, torch.arange(len(lengths)), : self.core.hidden_size]
+        packed = nn.utils.rnn.pack_padded_sequence(output, lengths, enforce_sorted=x.sorted_indices is None)
+        return packed, torch.stack((ahead, h_n[1]))
+
+
+def test_two_directions_of_one_layer_are_compared_packed():
+    result = check(PaddedBackGRU, raises=False)
+    assert result.exit_code == 1
+    assert "differ in packed, two directions" in result.headline
