@@ -109,8 +109,7 @@ def unexplained(
                 fix = "refuse what is not offered, or return torch.nn's shape"
                 patient.add(Finding(f"{probe.name}: {what}", "", fix, "and no exception was raised"))
             return False
-    reader = patient.subject.reader
-    layout = None if reader is None else reader.chosen.get(reader.key(patient.draw(probe, 0)[1].arguments))
+    layout = patient.layout_of(patient.draw(probe, 0)[1])
     if layout is not None and probe is BASE and layout.extras:
         ask_extras(patient, BASE)
         if patient.diagnosis.findings:
@@ -148,8 +147,7 @@ def accept(patient: Patient, found: Search, probe: Probe) -> None:
     """Record what was found, and take it for granted from now on."""
     assert found.best is not None
     named, order = found.findings(patient.base, f"{probe.name}: ", " twice"), found.best.order
-    reader, arguments = patient.subject.reader, patient.draw(probe, 0)[1].arguments
-    layout = None if reader is None else reader.chosen.get(reader.key(arguments))
+    layout = patient.layout_of(patient.draw(probe, 0)[1])
     if layout is not None and layout.split and not order.plain:  # there are no rows to permute
         pairs = zip(layout.gates, order.gates, strict=True)
         acts = ", ".join(f"what is named for {name} acts as {gate}" for name, gate in pairs if name != gate)

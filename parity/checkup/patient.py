@@ -121,10 +121,14 @@ class Patient:
         one = drawn if case.is_cell else one_step(drawn)
         return example_of(case, one), values(self.run(case, one))
 
+    def layout_of(self, drawn: Draw) -> Layout | None:
+        """Return the reading of the parameters that was chosen in this configuration, if they had to be read."""
+        reader = self.subject.reader
+        return None if reader is None else reader.chosen.get(reader.key(drawn.arguments))
+
     def prove(self, drawn: Draw) -> None:
         """Remember that the reading of the parameters in this configuration is right."""
-        reader = self.subject.reader
-        if reader is not None and (layout := reader.chosen.get(reader.key(drawn.arguments))):
+        if layout := self.layout_of(drawn):
             self.proven.add(layout)
 
     def add(self, *findings: Finding) -> None:

@@ -87,9 +87,7 @@ def nearly(
 
 def ask_extras(patient: Patient, probe: Probe) -> None:
     """Find out what parameters do that torch.nn has not, those that no earlier probe had."""
-    reader = patient.subject.reader
-    _, drawn = patient.draw(probe, 0)
-    layout = None if reader is None else reader.chosen.get(reader.key(drawn.arguments))
+    layout = patient.layout_of(patient.draw(probe, 0)[1])
     names = () if layout is None else tuple(name for name in layout.extras if name not in patient.asked_extras)
     if patient.extras_matter or not names:
         return

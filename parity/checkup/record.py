@@ -102,7 +102,7 @@ class Checkup:
         lacking = f" in what {part}" * bool(part)
         how = "bit for bit" if worst is Verdict.BITWISE else "within rounding"
         reader = self.diagnosis.subject.reader
-        bound = ", ".join(() if reader is None else reader.bound)
+        bound = ", ".join((reader and reader.bound) or ())
         limits = f", where its weights can be torch.nn's: a parametrization limits {bound}" * bool(bound)
         return f"{self.subject} is {torchs}{lacking}, {how}{limits}"
 

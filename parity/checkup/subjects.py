@@ -248,7 +248,7 @@ class Reader:
         self.biased = True  # False where it has no biases, whatever is asked
         self.both = False  # True where it has two directions, whatever is asked
         self.said: list[str] = []
-        self.bound: tuple[str, ...] = ()  # weights that a parametrization keeps from being any
+        self.bound: tuple[str, ...] | None = None  # weights that a parametrization keeps from being any, once asked for
         self.heads: tuple[str, ...] = ()  # Linears on the output, which are left out
         self.states: tuple[str, ...] = ()  # arguments of forward that are states, where they don't follow the input
 
@@ -460,9 +460,14 @@ class Reader:
             raise ConstructionError(f"its constructor raises {type(error).__name__}: {error}") from error
         if not isinstance(module, nn.Module):
             raise IncomparableError(f"it makes a {type(module).__name__}, which is no torch.nn.Module")
-        if free := without_parametrizations(module):
+        if made := [*parametrized(module)]:
             self._say("weights under one of torch's parametrizations are compared as they come out of it")
-            self.bound = tuple(name for name in free if not free[name])
+            if self.bound is None:
+                self.bound = tuple(
+                    f"{path}.{name}".lstrip(".") for path, child, name in made if not can_be_any(child, name)
+                )
+            for _, child, name in made:
+                parametrize.remove_parametrizations(child, name)
         for name in self.heads:
             module.set_submodule(name, nn.Identity())
         if isinstance(module, torch.jit.ScriptModule):
@@ -515,21 +520,11 @@ class Reader:
             self.said.append(line)
 
 
-def without_parametrizations(module: nn.Module) -> dict[str, bool]:
-    """Let weights that torch's parametrizations compute be parameters, as they come out.
-
-    returns their names, and whether each can be any matrix, as one can that is made of a direction and a length
-    """
-    found = [
-        (path, child, name)
-        for path, child in module.named_modules()
-        if isinstance(lists := getattr(child, "parametrizations", None), nn.ModuleDict)
-        for name in lists
-    ]
-    free = {f"{path}.{name}".removeprefix("."): can_be_any(child, name) for path, child, name in found}
-    for _, child, name in found:
-        parametrize.remove_parametrizations(child, name)
-    return free
+def parametrized(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield the weights that torch's parametrizations compute: the path of their module, that module, their name."""
+    for path, child in module.named_modules():
+        if isinstance(lists := getattr(child, "parametrizations", None), nn.ModuleDict):
+            yield from ((path, child, name) for name in lists)
 
 
 def can_be_any(module: nn.Module, name: str) -> bool:

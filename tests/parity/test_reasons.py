@@ -605,17 +605,21 @@ class SpareGRU(nn.Module):
         return torch.stack(outputs), h[None]
 
 
-class FirstSpareRNN(nn.Module):
+class Wrapping(nn.Module):
+    """Hands everything to a module inside."""
+
+    def forward(self, x, hx=None):
+        return self.core(x, hx)
+
+
+class FirstSpareRNN(Wrapping):
     """Right; all that nothing reads comes first."""
 
     def __init__(self, input_size, hidden_size):
         super().__init__()
         self.spare = nn.Parameter(torch.randn(hidden_size, hidden_size))
         self.other_spare = nn.Parameter(torch.randn(hidden_size))
-        self.cell = nn.RNN(input_size, hidden_size)
-
-    def forward(self, x, hx=None):
-        return self.cell(x, hx)
+        self.core = nn.RNN(input_size, hidden_size)
 
 
 def both_biases_in_one(*sizes):
@@ -656,15 +660,12 @@ def test_the_full_grid_accuses_nothing_that_is_right(cls):
     assert {"bfloat16", "float16"} <= {row.case.dtype for row in result.rows}
 
 
-class SwallowingLSTM(nn.Module):
+class SwallowingLSTM(Wrapping):
     """Right in one layer; what else is asked of its constructor is dropped."""
 
     def __init__(self, input_size, hidden_size, **unused):
         super().__init__()
         self.core = nn.LSTM(input_size, hidden_size)
-
-    def forward(self, x, hx=None):
-        return self.core(x, hx)
 
 
 def test_what_a_constructor_drops_is_not_offered():
@@ -722,15 +723,12 @@ class StacksApartGRU(nn.Module):
         return torch.cat((output, other.flip(0)), 2), torch.stack((h_n, h_back), 1).flatten(0, 1)
 
 
-class OneLayerLSTM(nn.Module):
+class OneLayerLSTM(Wrapping):
     """Wrong: it is one layer in one direction, whatever is asked."""
 
     def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False):
         super().__init__()
-        self.cell = nn.LSTM(input_size, hidden_size)
-
-    def forward(self, x, hx=None):
-        return self.cell(x, hx)
+        self.core = nn.LSTM(input_size, hidden_size)
 
 
 def test_directions_that_never_meet_are_told_so():
@@ -796,15 +794,12 @@ class StepLSTM(nn.Module):
         return self.cell(x, (h, c))
 
 
-class SquareRNN(nn.Module):
+class SquareRNN(Wrapping):
     """One size stands for both."""
 
     def __init__(self, d_model):
         super().__init__()
         self.core = nn.RNN(d_model, d_model)
-
-    def forward(self, x, hx=None):
-        return self.core(x, hx)
 
 
 class PackingGRU(nn.GRU):
